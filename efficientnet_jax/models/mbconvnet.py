@@ -1,0 +1,191 @@
+"""MBConvNet: one Linen module for EfficientNet, Lite, EdgeTPU, MnasNet, MobileNet and ResNet, built by a loop over `Architecture.blocks()`.
+
+The native flavour is the authors' (tensorflow/tpu models/official/efficientnet/efficientnet_model.py): TensorFlow 'SAME' padding,
+batch norm momentum 0.99 and epsilon 1e-3, convolutions without bias, untruncated He fan-out initialisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from efficientnet_jax.architectures import Architecture, Block
+from efficientnet_jax.models.batch_norm import BatchNorm
+from efficientnet_jax.models.depthwise import depthwise_conv
+from efficientnet_jax.models.pointwise import pointwise_conv
+
+ACTIVATIONS: dict[str | None, Callable] = {'swish': nn.swish, 'relu': nn.relu, 'relu6': nn.relu6, None: lambda x: x}
+
+# Untruncated normal with variance 2 / (k * k * out), the reference's conv_kernel_initializer.
+conv_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+# Uniform in +-1/sqrt(num_classes), the reference's dense_kernel_initializer.
+dense_init = nn.initializers.variance_scaling(1 / 3, 'fan_out', 'uniform')
+
+
+def depthwise_init(key, shape, dtype=jnp.float32):
+    """Untruncated normal with std sqrt(2 / k^2): the reference's fan-out of a [k, k, C, 1] kernel.
+
+    The usual 'fan_out' of JAX's [k, k, 1, C] layout would take C outputs and come out sqrt(C) too small.
+    """
+    return np.sqrt(2.0 / (shape[0] * shape[1])).astype(np.float32) * jax.random.normal(key, shape, dtype)
+
+
+class ConvBN(nn.Module):
+    """Convolution without bias, batch norm, activation. [N, H, W, I] -> [N, ceil(H/stride), ceil(W/stride), filters]."""
+
+    filters: int
+    kernel: int
+    stride: int
+    architecture: Architecture
+    activation: str | None
+    depthwise: bool = False
+    group: int | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        k, in_filters = self.kernel, x.shape[-1]
+        shape = (k, k, 1 if self.depthwise else in_filters, self.filters)
+        kernel = self.param('kernel', depthwise_init if self.depthwise else conv_init, shape).astype(self.dtype)
+        x = x.astype(self.dtype)
+        if self.depthwise:
+            x = depthwise_conv(x, kernel, stride=self.stride, padding=self.architecture.padding)
+        elif k == 1 and self.stride == 1:
+            x = pointwise_conv(x, kernel)
+        else:
+            x = dense_conv(x, kernel, stride=self.stride, padding=self.architecture.padding)
+        return BatchNorm(
+            momentum=self.architecture.bn_momentum,
+            epsilon=self.architecture.bn_epsilon,
+            dtype=self.dtype,
+            group=self.group,
+            activation=self.activation,
+            name='bn',
+        )(x, train=train)
+
+
+def dense_conv(x, kernel, *, stride: int, padding: str):
+    """[N, H, W, I], [k, k, I, O] -> [N, ceil(H/stride), ceil(W/stride), O] with TensorFlow 'same' or PyTorch 'symmetric' padding."""
+    half = kernel.shape[0] // 2
+    pads = 'SAME' if padding == 'same' else ((half, half), (half, half))
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+class SqueezeExcite(nn.Module):
+    """Scales channels by a gate computed from their means. [N, H, W, C] -> [N, H, W, C]. Both layers have a bias."""
+
+    filters: int
+    activation: str
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        gate = jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(self.dtype)  # [N, C]
+        gate = nn.Dense(self.filters, kernel_init=conv_init, dtype=self.dtype, name='reduce')(gate)
+        gate = nn.Dense(x.shape[-1], kernel_init=conv_init, dtype=self.dtype, name='expand')(ACTIVATIONS[self.activation](gate))
+        return x * nn.sigmoid(gate)[:, None, None, :]
+
+
+class BlockModule(nn.Module):
+    """One block of any operator. [N, H, W, in_filters] -> [N, ceil(H/stride), ceil(W/stride), out_filters]."""
+
+    block: Block
+    architecture: Architecture
+    drop_path: float
+    group: int | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        block, activation = self.block, self.architecture.activation
+
+        def conv(name, filters, kernel=1, stride=1, activation=activation, depthwise=False):
+            return ConvBN(filters, kernel, stride, self.architecture, activation, depthwise, self.group, self.dtype, name=name)
+
+        shortcut = x
+        if block.op == 'fused':
+            x = conv('expand', block.expand_filters, kernel=3)(x, train=train)
+            x = conv('project', block.out_filters, stride=block.stride, activation=None)(x, train=train)
+        elif block.op == 'bottleneck':
+            if block.stride != 1 or block.in_filters != block.out_filters:
+                shortcut = conv('shortcut', block.out_filters, stride=block.stride, activation=None)(x, train=train)
+            x = conv('expand', block.expand_filters)(x, train=train)
+            x = conv('conv', block.expand_filters, block.kernel, block.stride)(x, train=train)
+            x = conv('project', block.out_filters, activation=None)(x, train=train)
+        else:
+            if block.expand_filters != block.in_filters:
+                x = conv('expand', block.expand_filters)(x, train=train)
+            x = conv('depthwise', block.expand_filters, block.kernel, block.stride, depthwise=True)(x, train=train)
+            if block.se_filters is not None:
+                x = SqueezeExcite(block.se_filters, activation, self.dtype, name='se')(x)
+            x = conv('project', block.out_filters, activation=activation if block.op == 'separable' else None)(x, train=train)
+        if not block.residual:
+            return x
+        if train and self.drop_path > 0:
+            keep = jax.random.bernoulli(self.make_rng('dropout'), 1 - self.drop_path, (x.shape[0], 1, 1, 1))
+            x = x * (keep / (1 - self.drop_path)).astype(x.dtype)
+        x = x + shortcut
+        return ACTIVATIONS[activation](x) if block.op == 'bottleneck' else x
+
+
+class MBConvNet(nn.Module):
+    """A whole network.
+
+    Attributes:
+      architecture: rows to build.
+      num_classes: width of the classifier.
+      dtype: compute dtype; parameters and batch statistics are float32 whatever it is, and so are the logits.
+      batch_norm_group: images that share batch-norm statistics in training; None is the whole global batch.
+      remat: recompute each block's inside in the backward pass; only block inputs are kept.
+    """
+
+    architecture: Architecture
+    num_classes: int = 1000
+    dtype: Any = jnp.float32
+    batch_norm_group: int | None = None
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, images, *, train: bool = False, features: bool = False):
+        """Normalised images [N, H, W, 3] -> logits [N, num_classes] float32, or with `features` a dict of endpoints.
+
+        Training needs the rng stream 'dropout' (dropout and drop path) and mutable 'batch_stats'.
+        Endpoints: stem, one per block by its name, reduction_1..5 (last output before each halving), features (input of the
+        head), head_1x1, pooled [N, C], logits.
+        """
+        if images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f'images has shape {images.shape}; it must be [N, H, W, 3], normalised, channels last.')
+        a = self.architecture
+        block_module = nn.remat(BlockModule, static_argnums=(2,)) if self.remat else BlockModule
+        ends = {}
+
+        def conv(name, filters, kernel, stride):
+            return ConvBN(filters, kernel, stride, a, a.activation, False, self.batch_norm_group, self.dtype, name=name)
+
+        x = ends['stem'] = conv('stem', a.stem_filters, a.stem_kernel, 2)(images.astype(self.dtype), train=train)
+        reductions = 0
+        if a.stem_pool:
+            reductions, ends['reduction_1'] = 1, x
+            pads = 'SAME' if a.padding == 'same' else ((1, 1), (1, 1))
+            x = nn.max_pool(x, (3, 3), (2, 2), pads)
+        blocks = a.blocks()
+        for i, block in enumerate(blocks):
+            rate = a.drop_path * i / len(blocks)
+            x = block_module(block, a, rate, self.batch_norm_group, self.dtype, name=block.name)(x, train)
+            ends[block.name] = x
+            if i + 1 == len(blocks) or blocks[i + 1].stride > 1:
+                reductions += 1
+                ends[f'reduction_{reductions}'] = x
+        ends['features'] = x
+        if a.head_filters is not None:
+            x = ends['head_1x1'] = conv('head', a.head_filters, 1, 1)(x, train=train)
+        x = ends['pooled'] = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        if a.dropout > 0:
+            x = nn.Dropout(a.dropout, deterministic=not train)(x)
+        x = ends['logits'] = nn.Dense(self.num_classes, kernel_init=dense_init, dtype=jnp.float32, name='classifier')(x)
+        return ends if features else x
