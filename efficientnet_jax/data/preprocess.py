@@ -1,0 +1,101 @@
+"""From an image file to what the network takes; one frozen record that travels with the weights."""
+
+import dataclasses
+
+import numpy as np
+
+from efficientnet_jax.data import decode
+
+# Per channel, in units of the 0..255 pixel values. Sources: tensorflow/tpu efficientnet_builder.py (MEAN_RGB, STDDEV_RGB), the AdvProp branch of
+# main.py (x * 2 / 255 - 1), lite/efficientnet_lite_builder.py (127, 128).
+IMAGENET = dict(mean=(0.485 * 255, 0.456 * 255, 0.406 * 255), std=(0.229 * 255, 0.224 * 255, 0.225 * 255))
+INCEPTION = dict(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5))
+LITE = dict(mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0))
+NORMALISATIONS = {'imagenet': IMAGENET, 'inception': INCEPTION, 'lite': LITE}
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """Crop, resize and normalise, as at evaluation.
+
+    resolution: side of the square result, pixels.
+    crop: what part of the image is used. None: all of it, squeezed to a square. An int p: the centre square of
+      min(height, width) * resolution / (resolution + p) pixels; 32 is the official evaluation crop at every size (tensorflow/tpu
+      efficientnet/preprocessing.py, CROP_PADDING). A float f, 0 < f <= 1: the centre square of min(height, width) * f (timm's crop_pct).
+    interpolation: see decode.resize.
+    mean, std: three numbers each, in pixel values 0..255.
+    """
+
+    resolution: int
+    crop: int | float | None = 32
+    interpolation: str = 'bicubic'
+    mean: tuple = IMAGENET['mean']
+    std: tuple = IMAGENET['std']
+
+    def __post_init__(self):
+        if self.resolution < 1:
+            raise ValueError(f'resolution={self.resolution} must be at least 1 pixel.')
+        is_padding = isinstance(self.crop, int) and self.crop >= 0
+        is_fraction = isinstance(self.crop, float) and 0 < self.crop <= 1
+        if self.crop is not None and not is_padding and not is_fraction:
+            raise ValueError(f'crop={self.crop!r} must be None, an int (pixels of padding, 32) or a float in (0, 1] (fraction, 0.875).')
+        decode.check_interpolation(self.interpolation)
+        for name in ('mean', 'std'):
+            values = getattr(self, name)
+            if len(values) != 3 or (name == 'std' and min(values) <= 0):
+                raise ValueError(
+                    f'{name}={values!r} must be three numbers in pixel values 0..255' + (', above 0.' if name == 'std' else '.')
+                )
+
+    def __call__(self, image, name='image'):
+        """Image-file bytes or uint8 [h, w], [h, w, 1], [h, w, 3] or [h, w, 4] array -> float32 [resolution, resolution, 3], normalised.
+
+        Raises ValueError that contains `name` for empty, truncated or unreadable input.
+        """
+        return self.normalise(self.to_uint8(image, name))
+
+    def to_uint8(self, image, name='image'):
+        """As __call__, without the normalisation: uint8 [resolution, resolution, 3]."""
+        import tensorflow as tf
+
+        if isinstance(image, (bytes, bytearray, memoryview)):
+            encoded = decode.mend(bytes(image), name)
+            try:
+                return self.graph(tf.constant(encoded)).numpy()
+            except tf.errors.InvalidArgumentError as e:
+                raise ValueError(f'{name} is not a readable image: {decode.describe(encoded)}, truncated or damaged.') from e
+        pixels = _rgb(np.asarray(image), name)
+        y, x, height, width = (int(v) for v in self.window(tf.constant(pixels.shape[:2])))
+        return decode.resize(tf.constant(pixels[y : y + height, x : x + width]), self.resolution, self.interpolation).numpy()
+
+    def normalise(self, x):
+        """[..., 3] uint8 or float, NumPy or jax -> float32, (x - mean) / std. Pure arithmetic: the jitted step calls it on the device."""
+        shape = (1,) * (x.ndim - 1) + (3,)
+        mean = np.asarray(self.mean, np.float32).reshape(shape)
+        inverse = (1 / np.asarray(self.std, np.float64)).astype(np.float32).reshape(shape)
+        return (x.astype(np.float32) - mean) * inverse
+
+    def graph(self, encoded):
+        """Scalar string tensor (mended image-file bytes) -> uint8 tensor [resolution, resolution, 3]; for tf.data."""
+        window = self.window(decode.image_size(encoded))
+        return decode.resize(decode.decode_window(encoded, window), self.resolution, self.interpolation)
+
+    def window(self, size):
+        """int32 tensor [height, width] -> int32 tensor [y, x, height, width], the part of the image that is used."""
+        import tensorflow as tf
+
+        if self.crop is None:
+            return tf.concat([[0, 0], size], 0)
+        fraction = self.crop if isinstance(self.crop, float) else self.resolution / (self.resolution + self.crop)
+        side = tf.maximum(1, tf.cast(fraction * tf.cast(tf.reduce_min(size), tf.float32), tf.int32))
+        return tf.concat([(size - side + 1) // 2, [side, side]], 0)
+
+
+def _rgb(pixels, name):
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.size == 0 or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
+        raise ValueError(
+            f'{name}: an array must be uint8 [h, w], [h, w, 1], [h, w, 3] or [h, w, 4]; this is {pixels.dtype} {list(pixels.shape)}.'
+        )
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels[..., :3]
