@@ -1,0 +1,77 @@
+"""Every knob once, with its unit and source. Configs set the few that differ; what can be derived is derived in code, after overrides.
+
+Values are the published EfficientNet recipe: arXiv 1905.11946 section 5.2 and tensorflow/tpu models/official/efficientnet
+(main.py, utils.py, efficientnet_builder.py). A knob that is None takes what its comment says.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import FieldReference, placeholder
+
+
+def optional(value: float) -> FieldReference:
+    """A knob that has a value and may be set to None; it keeps its type for the command line either way."""
+    return FieldReference(value, field_type=type(value))
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+
+    # What is trained.
+    config.model = 'efficientnet_b0'  # a name from efficientnet_jax.architectures.names()
+    config.resolution = placeholder(int)  # pixels, side of the square input; None: the model's own
+    config.dropout = placeholder(float)  # before the classifier; None: the model's own
+    config.drop_path = placeholder(float)  # rate towards the last block; None: the model's own (0.2)
+    config.bn_momentum = placeholder(float)  # of the running statistics; None: the model's own (0.99, made for >10k steps)
+    config.batch_norm_group = placeholder(int)  # images that share batch statistics; None: the global batch
+    config.dtype = 'bfloat16'  # of activations, 'bfloat16' or 'float32'; parameters, statistics and logits are float32
+    config.remat = False  # recompute block insides in the backward pass: less memory, about a third more time
+    config.seed = 0  # of initialisation, data order, augmentation, dropout and drop path
+
+    # Data. A TFDS name, 'digits' (embedded) or 'folder:/path' with one folder of images per class.
+    config.dataset = 'imagenet2012'
+    config.data_dir = placeholder(str)  # where TFDS keeps datasets; None: its default
+    config.train_split = 'train'  # TFDS slicing syntax; hold out with 'train[:-10000]'
+    config.eval_split = 'validation'
+    config.normalisation = 'imagenet'  # 'imagenet', 'inception' (-1..1, AdvProp) or 'lite' ((x - 127) / 128)
+    config.interpolation = 'bicubic'  # 'bicubic' or 'bilinear' (Lite, EdgeTPU)
+    config.eval_crop_padding = 32  # pixels: evaluates the centre square that leaves this border (preprocessing.py, CROP_PADDING)
+    config.eval_crop_fraction = placeholder(float)  # overrides the padding: centre square of this part of the shorter side (0.875, timm's crop_pct)
+    config.augment = ConfigDict()
+    config.augment.crop = 'random_area'  # 'random_area', 'pad' (shift by up to augment.pad pixels) or 'resize' (whole image)
+    config.augment.area = (0.08, 1.0)  # random_area: part of the image's area (preprocessing.py)
+    config.augment.ratio = (0.75, 4 / 3)  # random_area: width / height
+    config.augment.attempts = 10  # random_area: then the centre crop
+    config.augment.pad = 4  # pad: pixels on each side at the training resolution
+    config.augment.flip = optional(0.5)  # share of images that are mirrored; None: none
+
+    # Optimisation.
+    config.batch_size = 4096  # images a step over all devices (arXiv 1905.11946 v5; the code's default is 2048)
+    config.epochs = 350.0
+    config.steps = placeholder(int)  # updates; overrides epochs
+    config.optimizer = 'rmsprop'  # 'rmsprop', 'sgd' or 'adamw'
+    config.lr_per_256 = 0.016  # peak learning rate is this times batch_size / 256 (main.py)
+    config.schedule = 'exponential'  # 'exponential', 'cosine' or 'constant'
+    config.warmup_epochs = 5.0  # linear from 0
+    config.decay_rate = 0.97  # exponential: factor ...
+    config.decay_epochs = 2.4  # ... every so many epochs, a staircase from step 0
+    config.momentum = 0.9  # of rmsprop and sgd; adamw's b1
+    config.rmsprop_decay = 0.9
+    config.rmsprop_epsilon = 1e-3  # inside the root
+    config.weight_decay = 1e-5  # rmsprop, sgd: added to the gradient; adamw: decoupled. On all but batch-norm variables
+    config.label_smoothing = 0.1
+    config.ema_decay = optional(0.9999)  # limit of the moving average of weights and batch statistics; None: no average
+
+    # Evaluation, checkpoints, logs. In steps where given, else in epochs.
+    config.eval_batch_size = 1024  # images over all devices; the score does not depend on it
+    config.eval_every_epochs = 5.0
+    config.checkpoint_every_epochs = 1.0
+    config.keep_last = 2  # newest checkpoints
+    config.keep_best = 1  # by evaluated top-1
+    config.log_every_steps = 100
+
+    # Devices.
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices that split the batch; -1: all that are left
+    config.mesh.spatial = 1  # devices that split image height
+
+    return config.lock()

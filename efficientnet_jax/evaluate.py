@@ -1,0 +1,70 @@
+"""Evaluation: one pass over a whole split, every example counted once, raw and EMA weights."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+
+import jax
+
+from efficientnet_jax import report
+from efficientnet_jax.checkpoint import Checkpoints
+from efficientnet_jax.data import pipeline, sources
+from efficientnet_jax.experiment import Experiment, as_dict, experiment
+from efficientnet_jax.mesh import put, replicated
+from efficientnet_jax.state import TrainState
+from efficientnet_jax.step import eval_step
+
+
+def evaluate_state(eval_fn, state: TrainState, source: sources.Source, exp: Experiment, batch_size: int) -> dict[str, dict[str, float]]:
+    """{'eval': {loss, top1, top5, count}, 'eval_ema': ...}; means over all examples, on every host the same.
+
+    eval_fn is a jitted eval_step. eval_ema is there only if the state has a moving average.
+    """
+    variables = {'eval': state.variables()}
+    if state.ema is not None:
+        variables['eval_ema'] = state.variables(ema=True)
+    sums: dict[str, list] = {split: [] for split in variables}
+    hosts = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
+    batches = pipeline.eval_batches(source, batch_size=batch_size, preprocess=exp.preprocess, **hosts)
+    for batch in pipeline.prefetch(batches, functools.partial(put, exp.mesh)):
+        for split, weights in variables.items():
+            sums[split].append(eval_fn(weights, batch))
+    scores = {}
+    for split, parts in sums.items():
+        total = {name: sum(float(part[name]) for part in jax.device_get(parts)) for name in parts[0]}
+        count = total.pop('count')
+        scores[split] = {name: value / count for name, value in total.items()} | {'count': int(count)}
+    return scores
+
+
+def evaluate(config, workdir: str) -> dict:
+    """Scores the newest checkpoint of a workdir on config.eval_split and writes result.json. Raises ValueError without a checkpoint."""
+    started = time.monotonic()
+    source = sources.open_source(config.dataset, config.eval_split, config.data_dir)
+    exp, state, step = restore(config, workdir, source.num_classes)
+    eval_fn = jax.jit(functools.partial(eval_step, exp.module, exp.recipe), out_shardings=replicated(exp.mesh))
+    scores = evaluate_state(eval_fn, state, source, exp, config.eval_batch_size)
+    result = report.result('evaluate', as_dict(config), step, scores, len(source), time.monotonic() - started)
+    if jax.process_index() == 0:
+        report.write_json(os.path.join(workdir, 'result.json'), result)
+        for split, score in scores.items():
+            print(f'{split}: top-1 {score["top1"]:.2%}, top-5 {score["top5"]:.2%}, loss {score["loss"]:.4f} over {score["count"]} images')
+    return result
+
+
+def restore(config, workdir: str, num_classes: int, best: bool = False) -> tuple[Experiment, TrainState, int]:
+    """The model of a config with the weights of the newest (or best) checkpoint in a workdir."""
+    # The number of training images only sets the length of the schedule, which is not used after training.
+    exp = experiment(config, num_classes, train_examples=config.batch_size)
+    directory = os.path.join(os.path.abspath(workdir), 'checkpoints')
+    if not os.path.isdir(directory):
+        raise ValueError(f'workdir={workdir} has no checkpoints; train there first, or give the --workdir of a training run.')
+    checkpoints = Checkpoints(directory, read_only=True)
+    step = checkpoints.best_step() if best else (checkpoints.steps() or [None])[-1]
+    if step is None:
+        raise ValueError(f'workdir={workdir} has no complete checkpoint; train there first, or give the --workdir of a training run.')
+    state = checkpoints.restore(step, exp.abstract_state())
+    checkpoints.close()
+    return exp, state, step

@@ -1,0 +1,122 @@
+"""From a config to the objects a program needs. Everything derived is derived here, after overrides, and every check is made here,
+before the first compile."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from efficientnet_jax import architectures, mesh, models, optim
+from efficientnet_jax.data.preprocess import NORMALISATIONS, Preprocess
+from efficientnet_jax.state import TrainState, init_state
+from efficientnet_jax.step import Recipe
+
+DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
+
+
+class Experiment(NamedTuple):
+    """All that a config implies for a data set of a given size."""
+
+    module: models.MBConvNet
+    optimizer: optax.GradientTransformation
+    learning_rate: Callable[[jax.Array], jax.Array]  # step -> rate
+    recipe: Recipe
+    horizon: optim.Horizon
+    preprocess: Preprocess
+    mesh: Mesh
+    seed: int
+
+    def init(self) -> TrainState:
+        """Initial state, computed straight into its shardings."""
+        return jax.jit(self._init, out_shardings=mesh.replicated(self.mesh))()
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state, without computing it."""
+        sharding = mesh.replicated(self.mesh)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(self._init))
+
+    def _init(self) -> TrainState:
+        return init_state(self.module, self.optimizer, self.preprocess.resolution, self.seed, ema=self.recipe.ema_decay is not None)
+
+
+def as_dict(config) -> dict[str, Any]:
+    """A config as plain JSON types."""
+    return json.loads(config.to_json())
+
+
+def experiment(config, num_classes: int, train_examples: int, devices=None) -> Experiment:
+    """Raises ValueError with the knob, its value, the rule and a way out for every value that cannot work."""
+    check(config)
+    architecture = architecture_of(config)
+    device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.spatial, devices)
+    mesh.check_batch_size('batch_size', config.batch_size, device_mesh)
+    mesh.check_batch_size('eval_batch_size', config.eval_batch_size, device_mesh)
+    group = config.batch_norm_group
+    if group is not None and (group < 1 or config.batch_size % group):
+        raise ValueError(f'batch_norm_group={group} must divide batch_size={config.batch_size}, or be None for the whole batch.')
+    if train_examples < config.batch_size and config.steps is None:
+        raise ValueError(f'batch_size={config.batch_size} must not exceed the {train_examples} training images; take at most {train_examples}.')
+    horizon = optim.Horizon.of(train_examples, config.batch_size, config.epochs, config.steps)
+    module = models.build(architecture, num_classes, DTYPES[config.dtype], batch_norm_group=group, remat=config.remat)
+    crop = config.eval_crop_padding if config.eval_crop_fraction is None else config.eval_crop_fraction
+    preprocess = Preprocess(architecture.resolution, crop, config.interpolation, **NORMALISATIONS[config.normalisation])
+    return Experiment(
+        module=module,
+        optimizer=optim.optimizer(config, horizon),
+        learning_rate=optim.learning_rate(config, horizon),
+        recipe=Recipe(config.seed, preprocess, config.label_smoothing, config.ema_decay),
+        horizon=horizon,
+        preprocess=preprocess,
+        mesh=device_mesh,
+        seed=config.seed,
+    )
+
+
+def architecture_of(config) -> architectures.Architecture:
+    """The named architecture with the config's resolution, dropout, drop_path and bn_momentum where they are set."""
+    overrides = {knob: config[knob] for knob in ('resolution', 'dropout', 'drop_path', 'bn_momentum') if config[knob] is not None}
+    return dataclasses.replace(architectures.get(config.model), **overrides)
+
+
+def check(config) -> None:
+    """Values that no data set or device could make right. Raises ValueError."""
+    choices = {
+        'dtype': tuple(DTYPES),
+        'optimizer': optim.OPTIMIZERS,
+        'schedule': optim.SCHEDULES,
+        'normalisation': tuple(NORMALISATIONS),
+    }
+    for knob, allowed in choices.items():
+        if config[knob] not in allowed:
+            raise ValueError(f'{knob}={config[knob]!r} must be one of {", ".join(allowed)}.')
+    ranges = {  # knob: (lowest, highest allowed), None for no limit
+        'resolution': (8, None),
+        'dropout': (0, 0.99),
+        'drop_path': (0, 0.99),
+        'bn_momentum': (0, 1),
+        'epochs': (0, None),
+        'steps': (0, None),
+        'lr_per_256': (0, None),
+        'warmup_epochs': (0, None),
+        'decay_epochs': (1e-6, None),
+        'weight_decay': (0, None),
+        'label_smoothing': (0, 0.99),
+        'ema_decay': (0, 1),
+        'eval_every_epochs': (1e-6, None),
+        'checkpoint_every_epochs': (1e-6, None),
+        'keep_last': (1, None),
+        'keep_best': (0, None),
+        'log_every_steps': (1, None),
+    }
+    for knob, (low, high) in ranges.items():
+        value = config[knob]
+        if value is not None and (value < low or (high is not None and value > high)):
+            bound = f'at least {low}' if high is None else f'between {low} and {high}'
+            raise ValueError(f'{knob}={value} must be {bound}.')

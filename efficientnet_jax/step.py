@@ -1,0 +1,61 @@
+"""The pure train and evaluation steps. Trainer, planner and tests lower these same functions.
+
+Randomness is a function of (seed, step); nothing random is carried in the state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from efficientnet_jax.data.preprocess import Preprocess
+from efficientnet_jax.losses import cross_entropy, metric_sums
+from efficientnet_jax.optim import ema_decay
+from efficientnet_jax.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What the steps need beside the module and the optimiser. Hashable, closed over when a step is jitted."""
+
+    seed: int
+    preprocess: Preprocess  # its normalisation runs on the device: uint8 images are a quarter of the bytes on the host's link
+    label_smoothing: float = 0.0
+    ema_decay: float | None = None
+
+
+def train_step(module, optimizer: optax.GradientTransformation, recipe: Recipe, state: TrainState, batch: dict[str, jax.Array]):
+    """One update. batch: image uint8 [N, H, W, 3], label int32 [N]. Returns (state, metrics).
+
+    metrics are sums over the batch (loss with label smoothing, top1, top5, count) and grad_norm, the global norm of the
+    gradients before weight decay.
+    """
+    key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+    images = recipe.preprocess.normalise(batch['image'])
+
+    def loss_fn(params):
+        variables = {'params': params, 'batch_stats': state.batch_stats}
+        logits, updated = module.apply(variables, images, train=True, mutable=['batch_stats'], rngs={'dropout': key})
+        losses = cross_entropy(logits, batch['label'], recipe.label_smoothing)
+        return jnp.mean(losses), (logits, updated['batch_stats'], jnp.sum(losses))
+
+    grads, (logits, batch_stats, loss_sum) = jax.grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    step = state.step + 1
+    ema = state.ema
+    if recipe.ema_decay is not None:
+        # (1 - decay) * new + decay * old, over weights and batch statistics alike: only both together evaluate well.
+        ema = optax.incremental_update({'params': params, 'batch_stats': batch_stats}, ema, 1 - ema_decay(recipe.ema_decay, step))
+    metrics = metric_sums(logits, batch['label']) | {'loss': loss_sum, 'grad_norm': optax.global_norm(grads)}
+    return TrainState(step=step, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema), metrics
+
+
+def eval_step(module, recipe: Recipe, variables: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Metric sums over the examples of a batch whose mask is true. batch: image uint8 [N, H, W, 3], label int32 [N], mask bool [N]."""
+    logits = module.apply(variables, recipe.preprocess.normalise(batch['image']), train=False)
+    return metric_sums(logits, batch['label'], batch['mask'])
