@@ -4,15 +4,16 @@ from efficientnet_jax.data import decode
 from efficientnet_jax.data.preprocess import Preprocess
 
 
-def train_image(encoded, seed, resolution, interpolation, augment):
-    """Scalar string tensor (mended image-file bytes), int32 [2] seed -> uint8 tensor [resolution, resolution, 3]."""
+def train_image(encoded, orientation, seed, resolution, interpolation, augment):
+    """Scalar string and int32 tensors (from decode.mend), int32 [2] seed -> uint8 tensor [resolution, resolution, 3]."""
     import tensorflow as tf
 
     if augment.crop == 'random_area':
-        window = random_window(decode.image_size(encoded), seed, resolution, augment)
-        image = decode.resize(decode.decode_window(encoded, window), resolution, interpolation)
+        size = decode.image_size(encoded, orientation)
+        window = random_window(size, seed, resolution, augment)
+        image = decode.resize(decode.decode_window(encoded, size, window, orientation), resolution, interpolation)
     else:
-        image = Preprocess(resolution, crop=None, interpolation=interpolation).graph(encoded)
+        image = Preprocess(resolution, crop=None, interpolation=interpolation).graph(encoded, orientation)
     image = tf.ensure_shape(image, [resolution, resolution, 3])
     if augment.crop == 'pad' and augment.pad:
         image = _pad_and_cut(image, seed, augment.pad)

@@ -1,4 +1,8 @@
-"""Image files to uint8 pixels: a Python side that recognises and mends odd files, a tf.data side that decodes, crops and resizes."""
+"""Image files to uint8 pixels: a Python side that recognises odd files, a TensorFlow side that decodes, turns, crops and resizes.
+
+TensorFlow decodes JPEG (also grey, CMYK and YCCK), PNG (also 16-bit, palette, alpha, which is dropped), GIF (first frame), WebP and
+BMP, but knows nothing of EXIF orientation: `mend` reads it and the functions below take it.
+"""
 
 import io
 import struct
@@ -6,30 +10,41 @@ import struct
 import numpy as np
 
 INTERPOLATIONS = ('bicubic', 'bilinear', 'bicubic_antialias', 'bilinear_antialias', 'bicubic_tf1')
-_NATIVE = (b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'GIF8', b'BM')  # JPEG, PNG, GIF, BMP: what tf.io.decode_image takes
+_JPEG = b'\xff\xd8\xff'
+_MAGIC = {_JPEG: 'JPEG', b'\x89PNG\r\n\x1a\n': 'PNG', b'GIF8': 'GIF', b'RIFF': 'WebP', b'BM': 'BMP'}
 _ORIENTATION_TAG = 0x0112
+_HEADER = struct.Struct('>BH')
 
 
 def mend(encoded, name='image'):
-    """Returns image-file bytes that TensorFlow decodes as a person would see the picture; almost always the very same bytes.
+    """Image-file bytes -> (bytes that TensorFlow decodes, EXIF orientation 1..8); almost always the very same bytes.
 
-    EXIF-rotated JPEGs, 16-bit PNGs and formats that TensorFlow does not know (WebP, TIFF) are decoded with Pillow and rewritten as BMP.
-    Raises ValueError naming `name` and what was seen when the bytes are empty or no image.
+    Formats that TensorFlow does not know or decodes wrongly (TIFF, BMP with a palette) are decoded with Pillow and rewritten as PNG.
+    Raises ValueError with `name` and what was seen when the bytes are empty or no image.
     """
-    if encoded.startswith(_NATIVE[0]) and exif_orientation(encoded) == 1:
-        return encoded
-    if encoded.startswith(_NATIVE[1:]) and not (encoded.startswith(_NATIVE[1]) and encoded[24:25] == b'\x10'):
-        return encoded
-    out = io.BytesIO()
-    _pillow_rgb(encoded, name).save(out, 'BMP')
-    return out.getvalue()
+    if encoded.startswith(_JPEG):
+        return encoded, exif_orientation(encoded)
+    palette_bmp = encoded.startswith(b'BM') and encoded[28:29] < b'\x18'  # bits per pixel below 24
+    if encoded.startswith(tuple(_MAGIC)) and not palette_bmp:
+        return encoded, 1
+    from PIL import Image, ImageOps
+
+    try:
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded)))
+        if image.mode.startswith('I'):  # 16-bit grey, which convert('RGB') would clip at 255
+            image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        out = io.BytesIO()
+        image.convert('RGB').save(out, 'PNG', compress_level=1)
+    except (OSError, SyntaxError) as e:  # Pillow's "cannot identify" is an OSError, its broken chunks are SyntaxErrors
+        raise ValueError(unreadable(encoded, name)) from e
+    return out.getvalue(), 1
 
 
 def exif_orientation(encoded):
     """Returns the EXIF orientation 1..8 of a JPEG file's bytes; 1 where there is none or it is nonsense."""
     position = 2
-    while encoded[position : position + 1] == b'\xff' and len(encoded) >= position + 4:
-        marker, length = struct.unpack('>BH', encoded[position + 1 : position + 4])
+    while len(encoded) >= position + 4 and encoded[position] == 0xFF:
+        marker, length = _HEADER.unpack_from(encoded, position + 1)
         if marker == 0xDA:  # start of scan: the headers are over
             break
         if marker == 0xE1 and encoded[position + 4 : position + 10] == b'Exif\x00\x00':
@@ -42,73 +57,105 @@ def _tiff_orientation(tiff):
     order = {b'II': '<', b'MM': '>'}.get(tiff[:2])
     if order is None or len(tiff) < 8:
         return 1
-    (start,) = struct.unpack(order + 'I', tiff[4:8])
+    (start,) = struct.unpack_from(order + 'I', tiff, 4)
     count = int.from_bytes(tiff[start : start + 2], 'little' if order == '<' else 'big')
     for entry in range(start + 2, start + 2 + 12 * count, 12):
         if len(tiff) < entry + 12:
             break
-        tag, _, _, value = struct.unpack(order + 'HHIH', tiff[entry : entry + 10])
+        tag, _, _, value = struct.unpack_from(order + 'HHIH', tiff, entry)
         if tag == _ORIENTATION_TAG:
             return value if 1 <= value <= 8 else 1
     return 1
 
 
-def _pillow_rgb(encoded, name):
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded)))
-        if image.mode.startswith('I'):  # 16-bit grey, which convert('RGB') would clip at 255
-            return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert('RGB')
-        return image.convert('RGB')
-    except (UnidentifiedImageError, OSError, SyntaxError) as e:
-        raise ValueError(f'{name} is not a readable image: {describe(encoded)}. {e}') from e
-
-
-def describe(encoded):
-    """Returns what a person wants to know about bytes that do not decode."""
+def unreadable(encoded, name):
+    """Returns the message for bytes that do not decode: what they are called and what was seen."""
     if not encoded:
-        return '0 bytes'
-    kinds = dict(zip(_NATIVE, ('JPEG', 'PNG', 'GIF', 'BMP'), strict=True))
-    kind = next((kind for magic, kind in kinds.items() if encoded.startswith(magic)), None)
-    return f'{len(encoded):,} bytes ' + (f'that begin like a {kind} file' if kind else f'beginning {encoded[:8]!r}')
+        return f'{name} is not a readable image: it is empty (0 bytes).'
+    kind = next((kind for magic, kind in _MAGIC.items() if encoded.startswith(magic)), None)
+    seen = f'a truncated or damaged {kind} file' if kind else f'not an image that is known here, it begins with {encoded[:8]!r}'
+    return f'{name} is not a readable image: {len(encoded):,} bytes, {seen}.'
 
 
-def is_jpeg(encoded):
-    """Scalar string tensor -> bool tensor."""
+def decode(encoded, orientation=1):
+    """Scalar string tensor -> uint8 tensor [height, width, 3], upright."""
     import tensorflow as tf
 
-    return tf.strings.substr(encoded, 0, 3) == _NATIVE[0]
+    return _upright(tf.io.decode_image(encoded, channels=3, expand_animations=False), orientation)
 
 
-def image_size(encoded):
-    """Scalar string tensor -> int32 [2], height and width. Reads only the header of a JPEG."""
+def image_size(encoded, orientation=1):
+    """Scalar string tensor -> int32 tensor [height, width] of the upright image. Reads only the header of a JPEG."""
     import tensorflow as tf
 
-    return tf.cond(
-        is_jpeg(encoded),
+    size = tf.cond(
+        _is_jpeg(encoded),
         lambda: tf.io.extract_jpeg_shape(encoded)[:2],
         lambda: tf.shape(tf.io.decode_image(encoded, channels=3, expand_animations=False))[:2],
     )
+    return tf.where(orientation >= 5, size[::-1], size)
 
 
-def decode_window(encoded, window):
-    """Scalar string tensor and int32 [y, x, height, width] -> uint8 [height, width, 3], decoding no more of a JPEG than it must."""
+def decode_window(encoded, size, window, orientation=1):
+    """Scalar string, its upright [height, width], window [y, x, height, width] of it -> uint8 [height, width, 3].
+
+    Decodes no more of a JPEG than it must.
+    """
     import tensorflow as tf
 
     def whole():
         image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
         return tf.image.crop_to_bounding_box(image, window[0], window[1], window[2], window[3])
 
-    image = tf.cond(is_jpeg(encoded), lambda: tf.io.decode_and_crop_jpeg(encoded, window, channels=3), whole)
-    return tf.ensure_shape(image, [None, None, 3])
+    def jpeg():
+        stored = tf.cond(orientation == 1, lambda: window, lambda: _stored_window(size, window, orientation))
+        return _upright(tf.io.decode_and_crop_jpeg(encoded, stored, channels=3), orientation)
+
+    return tf.ensure_shape(tf.cond(_is_jpeg(encoded), jpeg, whole), [None, None, 3])
+
+
+def _is_jpeg(encoded):
+    import tensorflow as tf
+
+    return tf.strings.substr(encoded, 0, len(_JPEG)) == _JPEG
+
+
+def _flips(orientation):
+    """EXIF orientation -> (transposed, then mirrored left-right, then mirrored upside-down), bool tensors: from stored to upright."""
+    import tensorflow as tf
+
+    return orientation >= 5, tf.reduce_any(orientation == [2, 3, 6, 7]), tf.reduce_any(orientation == [3, 4, 7, 8])
+
+
+def _upright(image, orientation):
+    import tensorflow as tf
+
+    def turn():
+        transposed, left_right, up_down = _flips(orientation)
+        turned = tf.cond(transposed, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
+        turned = tf.cond(left_right, lambda: turned[:, ::-1], lambda: turned)
+        return tf.cond(up_down, lambda: turned[::-1], lambda: turned)
+
+    return tf.cond(orientation == 1, lambda: image, turn)
+
+
+def _stored_window(size, window, orientation):
+    """The window of the upright image -> the same window in the file's own rows and columns."""
+    import tensorflow as tf
+
+    transposed, left_right, up_down = _flips(orientation)
+    y, x, height, width = tf.unstack(window)
+    x = tf.where(left_right, size[1] - x - width, x)
+    y = tf.where(up_down, size[0] - y - height, y)
+    return tf.where(transposed, tf.stack([x, y, width, height]), tf.stack([y, x, height, width]))
 
 
 def resize(image, resolution, interpolation):
     """[h, w, 3] uint8 tensor -> uint8 [resolution, resolution, 3], rounded.
 
-    'bicubic' and 'bilinear' sample at pixel centres without low-pass, as tf.image.resize does; '*_antialias' low-pass when shrinking, as Pillow
-    and timm do; 'bicubic_tf1' is tf.compat.v1.image.resize_bicubic, corner-aligned grid and all, with which the published weights were trained.
+    'bicubic' and 'bilinear' sample at pixel centres without low-pass, as tf.image.resize does. '*_antialias' low-pass when shrinking,
+    as Pillow and timm do. 'bicubic_tf1' is tf.compat.v1.image.resize_bicubic, whose grid starts at the corner and whose cubic has
+    a = -0.75: the published weights were trained with it.
     """
     import tensorflow as tf
 
@@ -122,9 +169,10 @@ def resize(image, resolution, interpolation):
         out = tf.raw_ops.ResizeBilinear(images=batch, size=size, half_pixel_centers=True)
     else:
         out = tf.image.resize(batch, size, method=interpolation.removesuffix('_antialias'), antialias=True)
-    return tf.saturate_cast(tf.round(out[0]), tf.uint8)
+    return tf.cast(tf.clip_by_value(out[0], 0, 255) + 0.5, tf.uint8)  # truncation after + 0.5 rounds
 
 
 def check_interpolation(interpolation):
+    """Raises ValueError, listing the names, for an interpolation that does not exist."""
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f'interpolation={interpolation!r} must be one of {", ".join(INTERPOLATIONS)}.')

@@ -18,9 +18,8 @@ def find_images(root, split):
     images = _list_images(root)
     if not images:
         found = ', '.join(sorted(os.listdir(root))[:5]) if os.path.isdir(root) else 'no such folder'
-        raise FileNotFoundError(
-            f'dataset=folder:{root} has no images ({", ".join(IMAGE_SUFFIXES)}) at {root}/class/image or {root}/split/class/image; found: {found}.'
-        )
+        wanted = f'{root}/class/image or {root}/split/class/image ({", ".join(IMAGE_SUFFIXES)})'
+        raise FileNotFoundError(f'dataset=folder:{root} has no images at {wanted}; found: {found}.')
     depths = {len(parts) for parts in images}
     if len(depths) > 1:
         examples = ' and '.join('/'.join(next(parts for parts in images if len(parts) == depth)) for depth in sorted(depths))

@@ -1,4 +1,4 @@
-"""What augmentation does, as data: the knobs here, the published policies and magnitudes below. NumPy only: host and device both read it."""
+"""What augmentation does, as data: the knobs, the published policies and magnitudes. NumPy only; host and device both read it."""
 
 import dataclasses
 
@@ -11,8 +11,8 @@ class Augment:
 
     crop: 'random_area' (a random box of the image, resized; the published one), 'pad' (resize, pad, cut back at random; for small
       images) or 'resize' (no crop).
-    area: smallest and largest crop, fraction of the image's area; ratio: smallest and largest width/height; attempts: boxes tried before the
-      centre crop. All for 'random_area'. Source: tensorflow/tpu efficientnet/preprocessing.py, decode_and_random_crop.
+    area: smallest and largest crop, fraction of the image's area; ratio: smallest and largest width/height; attempts: boxes tried
+      before the centre crop. All for 'random_area'. Source: tensorflow/tpu efficientnet/preprocessing.py, decode_and_random_crop.
     pad: pixels on each side at the network's resolution, for 'pad'. 4 at 32 px is the usual CIFAR choice (He et al. 2015, section 4.2).
     flip: probability of a left-right flip. Source: as above, 0.5. None for digits, where a mirrored 2 is no digit.
     """

@@ -6,11 +6,11 @@ import numpy as np
 
 from efficientnet_jax.data import decode
 
-# Per channel, in units of the 0..255 pixel values. Sources: tensorflow/tpu efficientnet_builder.py (MEAN_RGB, STDDEV_RGB), the AdvProp branch of
-# main.py (x * 2 / 255 - 1), lite/efficientnet_lite_builder.py (127, 128).
-IMAGENET = dict(mean=(0.485 * 255, 0.456 * 255, 0.406 * 255), std=(0.229 * 255, 0.224 * 255, 0.225 * 255))
-INCEPTION = dict(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5))
-LITE = dict(mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0))
+# Per channel, in units of the 0..255 pixel values. Sources: tensorflow/tpu efficientnet_builder.py (MEAN_RGB, STDDEV_RGB), the AdvProp
+# branch of main.py (x * 2 / 255 - 1), lite/efficientnet_lite_builder.py (127, 128).
+IMAGENET = {'mean': (0.485 * 255, 0.456 * 255, 0.406 * 255), 'std': (0.229 * 255, 0.224 * 255, 0.225 * 255)}
+INCEPTION = {'mean': (127.5, 127.5, 127.5), 'std': (127.5, 127.5, 127.5)}
+LITE = {'mean': (127.0, 127.0, 127.0), 'std': (128.0, 128.0, 128.0)}
 NORMALISATIONS = {'imagenet': IMAGENET, 'inception': INCEPTION, 'lite': LITE}
 
 
@@ -59,11 +59,11 @@ class Preprocess:
         import tensorflow as tf
 
         if isinstance(image, (bytes, bytearray, memoryview)):
-            encoded = decode.mend(bytes(image), name)
+            encoded, orientation = decode.mend(bytes(image), name)
             try:
-                return self.graph(tf.constant(encoded)).numpy()
+                return self.graph(tf.constant(encoded), tf.constant(orientation)).numpy()
             except tf.errors.InvalidArgumentError as e:
-                raise ValueError(f'{name} is not a readable image: {decode.describe(encoded)}, truncated or damaged.') from e
+                raise ValueError(decode.unreadable(encoded, name)) from e
         pixels = _rgb(np.asarray(image), name)
         y, x, height, width = (int(v) for v in self.window(tf.constant(pixels.shape[:2])))
         return decode.resize(tf.constant(pixels[y : y + height, x : x + width]), self.resolution, self.interpolation).numpy()
@@ -72,13 +72,13 @@ class Preprocess:
         """[..., 3] uint8 or float, NumPy or jax -> float32, (x - mean) / std. Pure arithmetic: the jitted step calls it on the device."""
         shape = (1,) * (x.ndim - 1) + (3,)
         mean = np.asarray(self.mean, np.float32).reshape(shape)
-        inverse = (1 / np.asarray(self.std, np.float64)).astype(np.float32).reshape(shape)
-        return (x.astype(np.float32) - mean) * inverse
+        std = np.asarray(self.std, np.float32).reshape(shape)
+        return (x.astype(np.float32) - mean) / std
 
-    def graph(self, encoded):
-        """Scalar string tensor (mended image-file bytes) -> uint8 tensor [resolution, resolution, 3]; for tf.data."""
-        window = self.window(decode.image_size(encoded))
-        return decode.resize(decode.decode_window(encoded, window), self.resolution, self.interpolation)
+    def graph(self, encoded, orientation):
+        """Scalar string tensor and int32 tensor, both from decode.mend -> uint8 tensor [resolution, resolution, 3]; for tf.data."""
+        size = decode.image_size(encoded, orientation)
+        return decode.resize(decode.decode_window(encoded, size, self.window(size), orientation), self.resolution, self.interpolation)
 
     def window(self, size):
         """int32 tensor [height, width] -> int32 tensor [y, x, height, width], the part of the image that is used."""

@@ -50,9 +50,7 @@ def open_records(builder, split):
     """Returns the Records of a split of a TFDS builder whose files are tfrecord; raises ValueError for any other format."""
     kind = builder.info.file_format.value
     if kind != 'tfrecord':
-        raise ValueError(
-            f'{builder.data_path} holds {kind} files; only array_record and tfrecord give random access. Prepare it again with array_record.'
-        )
+        raise ValueError(f'{builder.data_path} holds {kind} files, without random access. Prepare it with --file_format=array_record.')
     parts = builder.info.splits[split].file_instructions
     wanted = {part.filename for part in parts}
     shards = {}

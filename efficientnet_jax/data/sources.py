@@ -114,11 +114,11 @@ class FolderSource(Source):
 def open_source(dataset, split, data_dir=None):
     """Opens one split of a data set.
 
-    dataset: 'digits'; a TFDS name ('imagenet2012', 'cifar10', 'name/config:version'); or 'folder:DIR' with DIR/split/class/image, or
-      DIR/class/image, which is divided by us: a tenth of each class, chosen by a hash of the file's name, is 'validation', the rest 'train'.
+    dataset: 'digits'; a TFDS name ('imagenet2012', 'cifar10', 'name/config:version'); or 'folder:DIR' with DIR/split/class/image or
+      DIR/class/image, which is divided here into 'train' and 'validation' (see folder.find_images).
     split: TFDS slicing syntax: 'train', 'train[:-10000]', 'train[98%:]', 'train+validation'.
     data_dir: where TFDS data sets are; None means $TFDS_DATA_DIR or ~/tensorflow_datasets. Not used by folders.
-    Returns a Source. Raises FileNotFoundError for a data set that is not there (with the command that prepares it), ValueError for the rest.
+    Returns a Source. Raises FileNotFoundError, with the command that helps, for data that are not there; ValueError for the rest.
     """
     name = f'{dataset}:{split}'
     if dataset.startswith('folder:'):
@@ -159,7 +159,8 @@ def _how_to_prepare(dataset, data_dir, builder):
     command = 'launch/prepare_imagenet.sh' if builder.name == 'imagenet2012' else f'tfds build {dataset} {where}--file_format=array_record'
     return (
         f'dataset={dataset!r} is not prepared: {builder.data_path} is missing or has no data '
-        f'(data_dir={data_dir!r}, TFDS_DATA_DIR={os.environ.get("TFDS_DATA_DIR")!r}). Prepare it with `{command}`, or set data_dir to where it is.'
+        f'(data_dir={data_dir!r}, TFDS_DATA_DIR={os.environ.get("TFDS_DATA_DIR")!r}). '
+        f'Prepare it with `{command}`, or set data_dir to where it is.'
     )
 
 

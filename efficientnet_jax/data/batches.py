@@ -1,0 +1,187 @@
+"""The machinery under pipeline.py: threads that read ahead, tf.data that decodes, and what happens when an example is unreadable."""
+
+import collections
+import concurrent.futures
+import threading
+
+import numpy as np
+
+from efficientnet_jax.data import decode
+
+CHUNK = 8  # examples that a thread reads at a time
+READ_AHEAD_BYTES = 256 * 2**20  # encoded images in memory ahead of tf.data, about
+
+
+class Batches:
+    """Iterator over the batches of one host; see pipeline.train_batches and eval_batches. `close()` stops its threads.
+
+    plan: step -> (example indices int64 [size], seeds int32 [size, 2]); index -1 is padding.
+    image: TensorFlow function of one example's (encoded, orientation, seed).
+    stop_step: None for an endless stream.
+    masked: what cannot be read becomes a black image with mask False; otherwise the next readable example takes its place.
+    corrupt: {example index: message} of what could not be read so far.
+
+    TensorFlow cannot say which image of a batch it failed to decode. So when it fails, the examples of that batch are tried one by
+    one, the draws that failed are remembered, and the stream is started again at the same step without them. Whether a draw fails
+    depends on its file and crop alone, so the stream stays a function of (seed, step).
+    """
+
+    def __init__(self, source, plan, image, start_step, stop_step, size, max_corrupt, read_threads, decode_threads, masked):
+        self.corrupt = {}
+        self._source = source
+        self._plan = plan
+        self._image = image
+        self._step = start_step
+        self._stop_step = stop_step
+        self._size = size
+        self._max_corrupt = max_corrupt
+        self._read_threads = read_threads
+        self._decode_threads = decode_threads
+        self._masked = masked
+        self._failed = set()  # draws (index, *seed) that did not decode
+        self._lock = threading.Lock()
+        self._stream = None
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        import tensorflow as tf
+
+        while self._stop_step is None or self._step < self._stop_step:
+            if self._stream is None:
+                self._stream = _Stream(self._chunks(self._step), self._image, self._size, self._read_threads, self._decode_threads)
+            try:
+                batch = next(self._stream)
+            except tf.errors.OpError as e:
+                error = self._stream.error
+                self.close()
+                if error is not None:
+                    raise error from None
+                self._find_corrupt(e)
+                continue
+            self._step += 1
+            if self._masked:
+                batch['mask'] = (batch['index'] >= 0) & ~np.isin(batch['index'], list(self.corrupt))
+            return batch
+        self.close()
+        raise StopIteration
+
+    def close(self):
+        """Stops reading. A later `next` goes on where this one stopped."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _chunks(self, step):
+        """Yields functions that read the next chunk, in the order of the stream."""
+        while self._stop_step is None or step < self._stop_step:
+            indices, seeds = self._plan(step)
+            for start in range(0, len(indices), CHUNK):
+                yield lambda i=indices[start : start + CHUNK], s=seeds[start : start + CHUNK]: self._read(i, s)
+            step += 1
+
+    def _read(self, indices, seeds):
+        read = [self._read_one(int(index), seed) for index, seed in zip(indices, seeds, strict=True)]
+        encoded, orientation, label, index = zip(*read, strict=True)
+        return list(encoded), np.array(orientation, np.int32), np.array(label, np.int32), np.array(index, np.int64), seeds
+
+    def _read_one(self, index, seed):
+        """Returns (mended bytes, orientation, label, index); no bytes for padding and, when masked, for what cannot be read."""
+        if index < 0:
+            return b'', 1, 0, index
+        for _ in range(len(self._source)):
+            if (index, *seed) not in self._failed:
+                try:
+                    (encoded,), (label,) = self._source.read([index])
+                    return *decode.mend(encoded, self._source.describe(index)), label, index
+                except ValueError as e:
+                    self._add_corrupt(index, str(e))
+            if self._masked:
+                return b'', 1, 0, index
+            index = (index + 1) % len(self._source)
+        raise ValueError(f'{self._source.name} has no readable example.')
+
+    def _find_corrupt(self, error):
+        """Tries the examples of the batch that failed one by one; raises the failure itself when they all decode."""
+        import tensorflow as tf
+
+        before = len(self._failed)
+        for index, seed in zip(*self._plan(self._step), strict=True):
+            while True:
+                encoded, orientation, _, index = self._read_one(int(index), seed)
+                try:
+                    self._image(tf.constant(encoded), tf.constant(orientation), tf.constant(seed))
+                    break
+                except tf.errors.InvalidArgumentError:
+                    self._failed.add((index, *seed))
+                    self._add_corrupt(index, decode.unreadable(encoded, self._source.describe(index)))
+        if len(self._failed) == before:
+            raise error
+
+    def _add_corrupt(self, index, message):
+        with self._lock:
+            self.corrupt[index] = message
+            if len(self.corrupt) > self._max_corrupt:
+                listed = '\n  '.join(self.corrupt.values())
+                raise UnreadableExamples(
+                    f'{len(self.corrupt)} unreadable examples in {self._source.name}, more than max_corrupt={self._max_corrupt}. '
+                    f'Repair or remove them, or allow more:\n  {listed}'
+                )
+
+
+class UnreadableExamples(RuntimeError):
+    """More examples than allowed could not be read; the message names them all."""
+
+
+class _Stream:
+    """Chunks of encoded images, read by threads a bounded distance ahead, through tf.data to batches of pixels.
+
+    chunks: iterator of functions that read one. error: what one of them raised, which TensorFlow would wrap beyond recognition.
+    """
+
+    def __init__(self, chunks, image, size, read_threads, decode_threads):
+        import tensorflow as tf
+
+        self.error = None
+        self._chunks = chunks
+        self._stop = False
+        self._read_threads = read_threads
+        self._pool = concurrent.futures.ThreadPoolExecutor(read_threads, thread_name_prefix='read')
+        vector = [tf.TensorSpec([None], dtype) for dtype in (tf.string, tf.int32, tf.int32, tf.int64)]
+        dataset = tf.data.Dataset.from_generator(self._read_ahead, output_signature=(*vector, tf.TensorSpec([None, 2], tf.int32)))
+        dataset = dataset.unbatch().map(
+            lambda encoded, orientation, label, index, seed: {'image': image(encoded, orientation, seed), 'label': label, 'index': index},
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        options = tf.data.Options()
+        options.deterministic = True
+        options.threading.private_threadpool_size = decode_threads or 0  # 0: one thread a core
+        self._iterator = dataset.batch(size, drop_remainder=True).prefetch(1).with_options(options).as_numpy_iterator()
+
+    def __next__(self):
+        return next(self._iterator)
+
+    def close(self):
+        self._stop = True
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._iterator = None  # ends tf.data's threads
+
+    def _read_ahead(self):
+        try:
+            pending = collections.deque()
+            ahead = self._read_threads
+            for chunk in self._chunks:
+                if self._stop:
+                    return
+                pending.append(self._pool.submit(chunk))
+                if len(pending) >= ahead:
+                    done = pending.popleft().result()
+                    chunk_bytes = sum(len(encoded) for encoded in done[0])
+                    ahead = min(2 * self._read_threads, max(1, READ_AHEAD_BYTES // max(1, chunk_bytes)))
+                    yield done
+            while pending:
+                yield pending.popleft().result()
+        except (Exception, concurrent.futures.CancelledError) as e:
+            self.error = e
+            raise
