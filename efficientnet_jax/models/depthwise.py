@@ -6,6 +6,7 @@ compiled for TPU on a CPU host gets the TPU one. All formulations agree within r
 """
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -91,81 +92,133 @@ def _accumulator(dtype):
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _taps(x, k, stride, pads, shape):
-    """Yields (i, j, window): window [N, H', W', C] holds the pixel that tap (i, j) sees at every output position."""
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    _, h, w, _ = shape
-    for i in range(k):
-        for j in range(k):
-            yield i, j, x[:, i : i + stride * (h - 1) + 1 : stride, j : j + stride * (w - 1) + 1 : stride]
+def _chunk(x):
+    """Images of x to work on at a time so that a core's share stays in its cache, or None for all at once.
+
+    A loop over images would gather a batch that is sharded, so it is used where there is one device only.
+    """
+    n, cores, image_bytes = x.shape[0], os.cpu_count() or 1, x[0].size * x.dtype.itemsize
+    if jax.device_count() > 1 or not isinstance(n, int) or n * image_bytes < _WHOLE_BYTES:
+        return None
+    most = cores * max(1, _CORE_BYTES // image_bytes)
+    chunk = max(divisor for divisor in range(1, most + 1) if n % divisor == 0)
+    return chunk if chunk >= min(cores, n - 1) else None
 
 
-def _out_shape(x, k, stride, pads):
-    size = [(n + sum(pad) - k) // stride + 1 for n, pad in zip(x.shape[1:3], pads, strict=True)]
-    return (x.shape[0], *size, x.shape[3])
+_WHOLE_BYTES = 8 << 20  # below this a batch stays in the last-level cache anyway
+_CORE_BYTES = 3 << 19
+
+
+def _chunked(f, m, *args):
+    """f over [N, ...] arrays, m images at a time."""
+    if m is None:
+        return f(*args)
+    split = [a.reshape(a.shape[0] // m, m, *a.shape[1:]) for a in args]
+    y = lax.map(lambda part: f(*part), tuple(split))
+    return y.reshape(y.shape[0] * m, *y.shape[2:])
 
 
 def _shifted(x, kernel, stride, pads):
+    return _chunked(lambda x: _sum_of_taps(x, kernel, stride, pads), _chunk(x), x)
+
+
+def _sum_of_taps(x, kernel, stride, pads):
     """A sum of k*k shifted products: one fused, vectorised loop."""
     k, acc = kernel.shape[0], _accumulator(x.dtype)
+    h, w = ((n + sum(pad) - k) // stride + 1 for n, pad in zip(x.shape[1:3], pads, strict=True))
     kernel = kernel.astype(acc)[:, :, 0]
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     y = 0
-    for i, j, window in _taps(x, k, stride, pads, _out_shape(x, k, stride, pads)):
-        y += window.astype(acc) * kernel[i, j][None, None, None]
+    for i in range(k):
+        for j in range(k):
+            window = padded[:, i : i + stride * (h - 1) + 1 : stride, j : j + stride * (w - 1) + 1 : stride]
+            y += window.astype(acc) * kernel[i, j][None, None, None]
     return y.astype(x.dtype)
 
 
 def _shifted_bwd(x, kernel, dy, stride, pads):
-    return _input_gradient(x, kernel, dy, stride, pads), _kernel_gradient(x, kernel, dy, stride, pads)
+    m, k, acc = _chunk(x), kernel.shape[0], _accumulator(x.dtype)
+
+    def both(dk, part):
+        x, dy = part
+        dx = _input_gradient(x.shape, kernel, dy, stride, pads)
+        return dk + _kernel_gradient(x, kernel, dy, stride, pads), dx.astype(x.dtype)
+
+    dk = jnp.zeros((k * k, x.shape[3]), acc)
+    if m is None:
+        dk, dx = both(dk, (x, dy))
+    else:
+        dk, dx = lax.scan(both, dk, tuple(a.reshape(-1, m, *a.shape[1:]) for a in (x, dy)))
+    return dx.reshape(x.shape), dk.reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _input_gradient(x, kernel, dy, stride, pads):
-    """Row p of x meets tap i of output row o where p + before = stride * o + i, so each phase p mod stride is a small convolution of its own."""
-    _, height, width, _ = x.shape
-    k, acc = kernel.shape[0], _accumulator(x.dtype)
-    kernel = kernel.astype(acc)[:, :, 0]
-    rows = [_phase(phase, height, k, stride, pads[0][0]) for phase in range(stride)]
-    columns = [_phase(phase, width, k, stride, pads[1][0]) for phase in range(stride)]
-    before = [max([0, *(-start for axis in axes for _, start in axis[1])]) for axes in (rows, columns)]
-    after = [
-        max([0, *(start + count - size for count, taps in axes for _, start in taps)])
-        for axes, size in zip((rows, columns), dy.shape[1:3], strict=True)
+def _input_gradient(shape, kernel, dy, stride, pads):
+    """A sum of shifted products over dy, for all phases (row mod stride, column mod stride) of x in one loop.
+
+    Row p of x meets tap i of output row o where p + before = stride * o + i. A phase uses every stride-th tap; where
+    the shifts of two phases differ, the missing taps are zeros.
+    """
+    n, height, width, c = shape
+    k, acc = kernel.shape[0], _accumulator(dy.dtype)
+    row_shifts, row_taps = _phases(k, stride, pads[0][0])
+    column_shifts, column_taps = _phases(k, stride, pads[1][0])
+    h, w = -(-height // stride), -(-width // stride)
+    margin = [
+        (max(0, -shifts[0]), max(0, shifts[-1] + count - size))
+        for shifts, count, size in zip((row_shifts, column_shifts), (h, w), dy.shape[1:3], strict=True)
     ]
-    dy = jnp.pad(dy, ((0, 0), *zip(before, after, strict=True), (0, 0))).astype(acc)
-
-    def phase_sum(row, column):
-        (h, row_taps), (w, column_taps) = row, column
-        total = jnp.zeros((), acc)
-        for i, top in row_taps:
-            for j, left in column_taps:
-                window = dy[:, top + before[0] : top + before[0] + h, left + before[1] : left + before[1] + w]
-                total += window * kernel[i, j][None, None, None]
-        return jnp.broadcast_to(total, (x.shape[0], h, w, x.shape[3])).astype(x.dtype)
-
-    if stride == 1:
-        return phase_sum(rows[0], columns[0])
-    parts = [jnp.stack([phase_sum(row, column) for column in columns], axis=3) for row in rows]
-    whole = jnp.stack(parts, axis=2)
-    n, h, _, w, _, c = whole.shape
-    return whole.reshape(n, 2 * h, 2 * w, c)[:, :height, :width]
+    dy = jnp.pad(dy, ((0, 0), *margin, (0, 0)))
+    kernel = jnp.pad(kernel.astype(acc)[:, :, 0], ((0, 1), (0, 1), (0, 0)))  # row and column k: the missing taps
+    dx = 0
+    for u, row in zip(row_shifts, row_taps, strict=True):
+        for v, column in zip(column_shifts, column_taps, strict=True):
+            top, left = u + margin[0][0], v + margin[1][0]
+            window = dy[:, top : top + h, left : left + w].astype(acc)
+            taps = jnp.stack([jnp.stack([kernel[i, j] for j in column]) for i in row])  # [stride, stride, C]
+            dx += window[:, :, None, :, None] * taps[None, None, :, None]
+    return dx.reshape(n, stride * h, stride * w, c)[:, :height, :width]
 
 
-def _phase(phase, size, k, stride, before):
-    """(count, [(tap, first output row)]) for the input rows phase, phase + stride, ...; counts are equal for all phases."""
-    taps = [i for i in range(k) if (phase + before - i) % stride == 0]
-    return -(-size // stride), [(i, (phase + before - i) // stride) for i in taps]
+def _phases(k, stride, before):
+    """([shift of dy], [tap of each phase at that shift, k for none]), shifts increasing."""
+    taps = {}
+    for i in range(k):
+        for phase in range(stride):
+            shift, rest = divmod(phase + before - i, stride)
+            if rest == 0:
+                taps.setdefault(shift, [k] * stride)[phase] = i
+    return sorted(taps), [taps[shift] for shift in sorted(taps)]
 
 
 def _kernel_gradient(x, kernel, dy, stride, pads):
-    """One tap at a time: XLA's CPU reduction is several times slower when all taps share a fusion."""
+    """[k*k, C]: window times dy, summed over images and positions.
+
+    XLA's CPU backend turns a sum into a library call that takes materialised operands. So a fused loop first adds up
+    bands of about 14 rows and stores a 14th as much, and the library sums the rest; a tap a step of `lax.map`, because
+    operands shared by several taps would be materialised too. Across devices that would gather the rows: static taps.
+    """
     k, acc = kernel.shape[0], _accumulator(x.dtype)
     n, h, w, c = dy.shape
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    if jax.device_count() > 1:
+        bands, band = h, 1
+    else:
+        bands = -(-h // _BAND_ROWS)
+        band = -(-h // bands)
+    below = max(0, stride * (bands * band - 1) + k - x.shape[1] - pads[0][0])
+    x = jnp.pad(x, ((0, 0), (pads[0][0], below), pads[1], (0, 0)))
+    dy = jnp.pad(dy, ((0, 0), (0, bands * band - h), (0, 0), (0, 0)))
 
-    def tap(index):
-        i, j = index // k, index % k
-        window = lax.dynamic_slice(x, (0, i, j, 0), (n, stride * (h - 1) + 1, stride * (w - 1) + 1, c))
-        window = window[:, ::stride, ::stride]
-        return jnp.sum(window.astype(acc) * dy.astype(acc), axis=(0, 1, 2))
+    def tap(i, j):
+        total = 0
+        for row in range(band):
+            size = (n, stride * band * (bands - 1) + 1, stride * (w - 1) + 1, c)
+            window = lax.dynamic_slice(x, (0, stride * row + i, j, 0), size)[:, :: stride * band, ::stride]
+            total += window.astype(acc) * dy[:, row::band].astype(acc)
+        return total
 
-    return lax.map(tap, jnp.arange(k * k)).reshape(k, k, 1, c).astype(kernel.dtype)
+    if jax.device_count() > 1:
+        return jnp.stack([tap(i, j).sum((0, 1, 2)) for i in range(k) for j in range(k)])
+    return lax.map(lambda index: tap(index // k, index % k), jnp.arange(k * k)).sum((1, 2, 3))
+
+
+_BAND_ROWS = 14
