@@ -77,13 +77,6 @@ def unreadable(encoded, name):
     return f'{name} is not a readable image: {len(encoded):,} bytes, {seen}.'
 
 
-def decode(encoded, orientation=1):
-    """Scalar string tensor -> uint8 tensor [height, width, 3], upright."""
-    import tensorflow as tf
-
-    return _upright(tf.io.decode_image(encoded, channels=3, expand_animations=False), orientation)
-
-
 def image_size(encoded, orientation=1):
     """Scalar string tensor -> int32 tensor [height, width] of the upright image. Reads only the header of a JPEG."""
     import tensorflow as tf
@@ -109,7 +102,9 @@ def decode_window(encoded, size, window, orientation=1):
 
     def jpeg():
         stored = tf.cond(orientation == 1, lambda: window, lambda: _stored_window(size, window, orientation))
-        return _upright(tf.io.decode_and_crop_jpeg(encoded, stored, channels=3), orientation)
+        # The accurate DCT costs no more and gives the pixels that Pillow gives; TensorFlow's default differs by 1 on average, 7 at most.
+        pixels = tf.io.decode_and_crop_jpeg(encoded, stored, channels=3, dct_method='INTEGER_ACCURATE')
+        return _upright(pixels, orientation)
 
     return tf.ensure_shape(tf.cond(_is_jpeg(encoded), jpeg, whole), [None, None, 3])
 

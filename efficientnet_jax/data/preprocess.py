@@ -35,7 +35,7 @@ class Preprocess:
     def __post_init__(self):
         if self.resolution < 1:
             raise ValueError(f'resolution={self.resolution} must be at least 1 pixel.')
-        is_padding = isinstance(self.crop, int) and self.crop >= 0
+        is_padding = type(self.crop) is int and self.crop >= 0
         is_fraction = isinstance(self.crop, float) and 0 < self.crop <= 1
         if self.crop is not None and not is_padding and not is_fraction:
             raise ValueError(f'crop={self.crop!r} must be None, an int (pixels of padding, 32) or a float in (0, 1] (fraction, 0.875).')

@@ -36,7 +36,7 @@ class Records:
             f.seek(offset)
             record = f.read(length)
         if len(record) != length:
-            raise OSError(f'{path} ended at byte {offset + len(record):,}, inside a record: it changed since it was indexed.')
+            raise OSError(f'{path} ends before byte {offset + length:,}, inside a record: it changed since it was indexed.')
         return record
 
     def describe(self, i):

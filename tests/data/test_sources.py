@@ -1,0 +1,200 @@
+import os
+
+import numpy as np
+import pytest
+from image_files import encode, photo, write_folder
+
+from efficientnet_jax.data import sources
+from efficientnet_jax.data.sources import CorruptRecord, open_source
+
+
+@pytest.fixture(scope='module')
+def tfrecord_builder(tmp_path_factory):
+    from efficientnet_jax.data.digits import Digits
+
+    builder = Digits(data_dir=str(tmp_path_factory.mktemp('tfrecord')), file_format='tfrecord')
+    builder.download_and_prepare()
+    return builder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    return tmp_path / 'cache'
+
+
+def test_array_record_by_index(data_dir):
+    source = open_source('digits', 'train', data_dir)
+    assert (len(source), source.num_classes, source.class_names, source.name) == (1500, 10, None, 'digits:train')
+    encoded, labels = source.read([7, 0, 7])
+    assert encoded[0] == encoded[2] != encoded[1] and encoded[0].startswith(b'\x89PNG')
+    assert labels.dtype == np.int32 and labels[0] == labels[2]
+    assert source.describe(7) == 'digits:train example 7'
+
+
+@pytest.mark.parametrize('split', ['train', 'train[:-100]', 'train[98%:]', 'train[10:20]+test[:5]'])
+def test_tfrecord_gives_the_examples_of_as_dataset_in_its_order(tfrecord_builder, split):
+    import tensorflow_datasets as tfds
+
+    source = sources.TfdsSource('tfrecord', tfrecord_builder, split)
+    dataset = tfrecord_builder.as_dataset(split, decoders={'image': tfds.decode.SkipDecoding()}, shuffle_files=False)
+    expected = [(example['image'], example['label']) for example in dataset.as_numpy_iterator()]
+    encoded, labels = source.read(range(len(source)))
+    assert list(zip(encoded, labels, strict=True)) == expected
+    assert source.size_bytes() > sum(map(len, encoded))
+    assert source.describe(3).startswith(str(tfrecord_builder.data_path)) and ' byte ' in source.describe(3)
+
+
+def test_tfrecord_index_is_cached_and_not_beside_the_data(tfrecord_builder, cache):
+    before = sorted(os.listdir(tfrecord_builder.data_path))
+    first = sources.TfdsSource('first', tfrecord_builder, 'train').read([5])
+    (index,) = (cache / 'efficientnet_jax' / 'record_index').iterdir()
+    written = index.stat().st_mtime_ns
+    again = sources.TfdsSource('again', tfrecord_builder, 'train[:50%]').read([5])
+    assert first[0] == again[0] and index.stat().st_mtime_ns == written
+    assert sorted(os.listdir(tfrecord_builder.data_path)) == before
+
+
+def test_unwritable_cache_only_costs_time(tfrecord_builder, tmp_path, monkeypatch):
+    (tmp_path / 'file').write_text('')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+    assert len(sources.TfdsSource('tfrecord', tfrecord_builder, 'train')) == 1500
+
+
+@pytest.mark.parametrize('damage', [lambda data: data[:-10], lambda data: b'\xff' + data[1:], lambda data: data[:0]])
+def test_cut_or_damaged_tfrecord_shard_is_named(tfrecord_builder, damage, tmp_path):
+    import shutil
+
+    from efficientnet_jax.data.digits import Digits
+
+    shutil.copytree(tfrecord_builder.data_path, tmp_path / 'digits' / '1.0.0')
+    shard = tmp_path / 'digits' / '1.0.0' / 'digits-test.tfrecord-00000-of-00001'
+    shard.write_bytes(damage(shard.read_bytes()))
+    with pytest.raises(OSError, match=r'digits-test.tfrecord-00000-of-00001 is damaged or cut short: .* says 297 records. Copy or prepare'):
+        sources.TfdsSource('damaged', Digits(data_dir=str(tmp_path)), 'test')
+
+
+def test_record_that_does_not_parse_is_named(tfrecord_builder, tmp_path):
+    import shutil
+
+    from efficientnet_jax.data.digits import Digits
+
+    shutil.copytree(tfrecord_builder.data_path, tmp_path / 'digits' / '1.0.0')
+    shard = tmp_path / 'digits' / '1.0.0' / 'digits-test.tfrecord-00000-of-00001'
+    data = bytearray(shard.read_bytes())
+    data[12:40] = b'\xff' * 28  # inside the first record, whose length stays
+    shard.write_bytes(data)
+    source = sources.TfdsSource('damaged', Digits(data_dir=str(tmp_path)), 'test')
+    source.read([1, 2])
+    with pytest.raises(CorruptRecord, match=r'digits-test.tfrecord-00000-of-00001 byte 12 cannot be parsed'):
+        source.read([0])
+
+
+def test_shard_that_shrank_after_indexing(tfrecord_builder, tmp_path):
+    import shutil
+
+    from efficientnet_jax.data.digits import Digits
+
+    shutil.copytree(tfrecord_builder.data_path, tmp_path / 'digits' / '1.0.0')
+    source = sources.TfdsSource('shrinking', Digits(data_dir=str(tmp_path)), 'test')
+    shard = tmp_path / 'digits' / '1.0.0' / 'digits-test.tfrecord-00000-of-00001'
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(OSError, match=r'ends before byte [\d,]+, inside a record: it changed since it was indexed'):
+        source.read([200])
+
+
+def test_mocked_imagenet():
+    import tensorflow_datasets as tfds
+
+    with tfds.testing.mock_data(num_examples=20):
+        source = open_source('imagenet2012', 'train')
+        encoded, labels = source.read([1, 2])
+    assert len(source) == 20 and source.num_classes == 1000 and source.class_names[0] == 'n01440764'
+    assert encoded[0].startswith(b'\xff\xd8\xff') and 0 <= labels[0] < 1000
+
+
+@pytest.mark.parametrize(
+    ('dataset', 'split', 'error', 'message'),
+    [
+        (
+            'imagnet2012',
+            'train',
+            ValueError,
+            r"dataset='imagnet2012' is not 'digits', a TFDS name or 'folder:DIR'. Near names: .*imagenet2012",
+        ),
+        ('digit', 'train', ValueError, r'Near names: digits'),
+        ('zzzzzz', 'train', ValueError, r'https://www.tensorflow.org/datasets/catalog lists them'),
+        (
+            'imagenet2012',
+            'train',
+            FileNotFoundError,
+            r"dataset='imagenet2012' is not prepared: .*/imagenet2012/.* with `launch/prepare_imagenet.sh`",
+        ),
+        ('cifar10', 'train', FileNotFoundError, r'with `tfds build cifar10 --data_dir=.* --file_format=array_record`, or set data_dir'),
+        ('coco', 'train', ValueError, r"dataset='coco' must have the features `image` and `label` \(a ClassLabel\); it has \['image', "),
+        ('digits', 'trian', ValueError, r"split='trian' does not fit 'digits', which has train \(1,500\), test \(297\)"),
+        ('digits', 'train[:5000]', ValueError, r"split='train\[:5000\]' does not fit 'digits'"),
+        ('digits', 'train[5:5]', ValueError, r"split='train\[5:5\]' of 'digits' is empty"),
+        ('folder:/no/such', 'train', FileNotFoundError, r'dataset=folder:/no/such has no images .*found: no such folder'),
+    ],
+)
+def test_what_is_not_there_is_explained(dataset, split, error, message, data_dir):
+    with pytest.raises(error, match=message):
+        open_source(dataset, split, data_dir)
+
+
+def test_folder_with_splits(tmp_path):
+    write_folder(tmp_path, ['cat', 'dog'], 6, split='train')
+    write_folder(tmp_path, ['cat', 'dog', 'emu'], 2, split='test')
+    train, test = open_source(f'folder:{tmp_path}', 'train'), open_source(f'folder:{tmp_path}', 'test')
+    assert (len(train), len(test)) == (12, 6)
+    assert train.num_classes == test.num_classes == 3 and train.class_names == ('cat', 'dog', 'emu')
+    for source in (train, test):
+        encoded, labels = source.read(range(len(source)))
+        for i, label in enumerate(labels):
+            assert source.class_names[label] in source.describe(i)
+        assert source.size_bytes() == sum(map(len, encoded))
+    halves = [open_source(f'folder:{tmp_path}', f'train[{part}]') for part in (':50%', '50%:')]
+    assert sorted(path for half in halves for path in map(half.describe, range(6))) == sorted(map(train.describe, range(12)))
+    assert {0, 1} == set(halves[0].read(range(6))[1])  # a slice is not one class
+
+
+def test_folder_without_splits_holds_out_a_tenth_of_each_class_and_keeps_it(tmp_path):
+    write_folder(tmp_path, ['a', 'b'], 20)
+    write_folder(tmp_path, ['single'], 1)
+    held_out = open_source(f'folder:{tmp_path}', 'validation')
+    train = open_source(f'folder:{tmp_path}', 'train')
+    assert np.bincount(held_out.read(range(len(held_out)))[1], minlength=3).tolist() == [2, 2, 0]
+    assert np.bincount(train.read(range(len(train)))[1], minlength=3).tolist() == [18, 18, 1]
+    before = set(map(held_out.describe, range(4)))
+    assert not before & set(map(train.describe, range(37)))
+    (tmp_path / 'a' / 'new.png').write_bytes(encode(photo(), 'PNG'))
+    after = open_source(f'folder:{tmp_path}', 'validation')
+    assert len(before & set(map(after.describe, range(len(after))))) >= 3
+
+
+def test_folder_passes_over_hidden_and_other_files(tmp_path):
+    write_folder(tmp_path, ['a'], 3)
+    (tmp_path / 'a' / '._0.png').write_text('')
+    (tmp_path / 'a' / 'notes.txt').write_text('')
+    (tmp_path / '.cache').mkdir()
+    (tmp_path / '.cache' / 'x.png').write_text('')
+    assert len(open_source(f'folder:{tmp_path}', 'train+validation')) == 3
+
+
+def test_folder_of_two_layouts_and_missing_splits(tmp_path):
+    write_folder(tmp_path, ['a'], 3, split='train')
+    with pytest.raises(ValueError, match=r"split='validation' does not fit folder:.*, which has train \(3\)"):
+        open_source(f'folder:{tmp_path}', 'validation')
+    with pytest.raises(ValueError, match=r"split='train\[0:0\]' of folder:.* is empty; it has train \(3\)"):
+        open_source(f'folder:{tmp_path}', 'train[0:0]')
+    write_folder(tmp_path, ['b'], 1)
+    with pytest.raises(ValueError, match=r'mixes class/image and split/class/image: b/0.png and train/a/\d.png. Keep one layout'):
+        open_source(f'folder:{tmp_path}', 'train')
+
+
+def test_file_that_vanished_is_an_os_error(tmp_path):
+    source = open_source(f'folder:{write_folder(tmp_path, ["a"], 2)}', 'train')
+    os.remove(source.describe(0))
+    with pytest.raises(FileNotFoundError, match=r'/a/\d.png'):
+        source.read([0])
