@@ -4,7 +4,6 @@ Flags and dispatch only; what a mode does is in efficientnet_jax/, so that noteb
 """
 
 import os
-import sys
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # TensorFlow decodes images here; its start-up notes are noise
 
@@ -14,6 +13,10 @@ from ml_collections import config_flags
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Path of a config, for example configs/b7.py; --config.KNOB=VALUE overrides.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for checkpoints, metrics and results.')
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'predict'], 'What to do.')
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0. TPU VMs, GKE and Slurm need none of these four.')
+_PROCESSES = flags.DEFINE_integer('processes', None, 'Processes in this run; 1: this one alone, whatever the machine says.', lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
+_LOST_AFTER = flags.DEFINE_integer('lost_after_seconds', 30, 'All end when one has been silent for so long.', lower_bound=1)
 _JSON = flags.DEFINE_bool('json', False, 'predict: print JSON.')
 
 
@@ -36,12 +39,13 @@ def main(argv):
 
         predict(config, workdir, argv[1:], as_json=_JSON.value)
 
+    from efficientnet_jax import hosts
+
     try:
+        hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _LOST_AFTER.value)
         {'train': train, 'evaluate': evaluate, 'predict': predict}[_MODE.value]()
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get('EFFICIENTNET_JAX_TRACEBACK'):
-            raise
-        sys.exit(f'{type(error).__name__}: {error}\n(EFFICIENTNET_JAX_TRACEBACK=1 shows where.)')
+    except Exception as error:
+        hosts.leave(*hosts.verdict(error))
 
 
 if __name__ == '__main__':

@@ -68,10 +68,12 @@ def get_config() -> ConfigDict:
     config.keep_last = 2  # newest checkpoints
     config.keep_best = 1  # by evaluated top-1
     config.log_every_steps = 100
+    config.nan_rollbacks = 0  # times that NaN or Inf sends a run back to its last checkpoint, past the bad batch; 0: it stops
 
     # Devices.
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that split the batch; -1: all that are left
     config.mesh.spatial = 1  # devices that split image height
+    config.mesh.shard_state = False  # split optimiser state and moving average over mesh.data: less memory, for L2
 
     return config.lock()

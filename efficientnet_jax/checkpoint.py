@@ -1,55 +1,76 @@
-"""Checkpoints with Orbax: asynchronous, the newest and the best kept, restored straight into their shardings."""
+"""Checkpoints with Orbax: asynchronous, the newest and the best kept, restored straight into their shardings and checked bit by bit."""
 
 from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from efficientnet_jax.hosts import everywhere
+
 BEST = 'top1'  # the metric that ranks checkpoints: EMA weights where there are any, else raw
+NOT_EVALUATED = -1.0  # ranks below every score
 
 
 class Checkpoints:
     """The checkpoints of one workdir, under WORKDIR/checkpoints/STEP.
 
+    Beside the arrays, each holds a sum of the bits of every array, so that damage which the file format does not notice is found
+    when it is restored, and a small JSON `note`: what else the loop needs to go on exactly.
+
     Args:
       directory: absolute path or gs:// URL; made when absent.
       keep_last: newest checkpoints to keep.
       keep_best: best checkpoints to keep by evaluated top-1, beside the newest.
+      read_only: never writes, moves or deletes anything.
     """
 
     def __init__(self, directory: str, keep_last: int = 2, keep_best: int = 1, read_only: bool = False):
         self.directory = directory
         policies = [preservation_policy.LatestN(keep_last)]
         if keep_best:
-            best = preservation_policy.BestN(get_metric_fn=lambda m: m[BEST], n=keep_best, keep_checkpoints_without_metrics=False)
-            policies.append(best)
+            policies.append(preservation_policy.BestN(get_metric_fn=_score, n=keep_best, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+            best_fn=_score,  # without it Orbax neither writes the scores nor reads them back
             read_only=read_only,
             create=not read_only,
             # Old checkpoints go only after the new one is complete; a killed save leaves a temporary folder, removed here.
             cleanup_tmp_directories=not read_only,
         )
-        self._manager = ocp.CheckpointManager(directory, options=options)
+        self._manager = ocp.CheckpointManager(directory, options=options, item_handlers=ocp.StandardCheckpointHandler())
 
-    def save(self, step: int, state, metrics: dict[str, float] | None = None) -> None:
-        """Starts writing in the background. Raises OSError when an earlier or this save failed; older checkpoints stay readable."""
+    def save(self, step: int, state, metrics: dict[str, float] | None = None, note: dict[str, Any] | None = None) -> None:
+        """Starts writing in the background; a checkpoint of the same step is replaced. metrics: the evaluation's, with `top1`.
+
+        Raises OSError when this or an earlier save failed, or the directory is gone; older checkpoints stay readable.
+        """
+        self._check_there(step)
+        metadata = {'sums': bit_sums(state), 'note': note or {}}
         try:
-            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
+            if step in self._manager.all_steps():
+                self._manager.wait_until_finished()
+                self._manager.delete(step)
+            score = {BEST: float(metrics[BEST]) if metrics else NOT_EVALUATED}
+            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=score, custom_metadata=metadata, force=True)
         except Exception as error:  # Orbax raises many kinds, also for the save before
             raise self._failed(step, error) from error
 
     def wait(self) -> None:
         """Blocks until what is being written is complete. Raises OSError when it failed."""
+        step = self._manager.latest_step()
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise self._failed(self._manager.latest_step(), error) from error
+            raise self._failed(step, error) from error
 
     def close(self) -> None:
         self.wait()
@@ -60,47 +81,111 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """Step of the best evaluated checkpoint, or the newest where none was evaluated."""
-        scores = {step: self._manager.metrics(step) for step in self.steps()}
-        scored = {step: metrics[BEST] for step, metrics in scores.items() if metrics}
-        return max(scored, key=lambda step: (scored[step], step)) if scored else self._manager.latest_step()
+        """Step of the best evaluated checkpoint (the latest of equals), or the newest where none was evaluated."""
+        scores = {step: _score(self._manager.metrics(step) or {}) for step in self.steps()}
+        return max(scores, key=lambda step: (scores[step], step)) if scores else None
 
     def restore_latest(self, abstract_state):
-        """(state, step) of the newest readable checkpoint, or (None, 0) when there is none.
+        """(state, step, note) of the newest intact checkpoint, or (None, 0, {}) when there is none at all.
 
-        abstract_state is a tree of jax.ShapeDtypeStruct with shardings. A checkpoint that cannot be read is set aside as
-        STEP.unreadable with a warning and the one before is used. A checkpoint of other shapes is an error: ValueError.
+        abstract_state is a tree of jax.ShapeDtypeStruct with shardings. A checkpoint that cannot be read, or whose bits are not
+        those that were saved, is set aside as STEP.unreadable with a warning and the one before is used. Raises ShapeMismatch
+        for a checkpoint of another model, and OSError when none of those there is intact: starting afresh must be your decision.
         """
+        damaged = []
         while steps := self.steps():
             step = steps[-1]
+            state = note = problem = None
             try:
-                return self.restore(step, abstract_state), step
-            except ShapeMismatch:
+                state, note = self.restore(step, abstract_state)
+            except (ShapeMismatch, PermissionError):
                 raise
-            except Exception as error:
-                aside = os.path.join(self.directory, f'{step}.unreadable')
-                logging.warning('Checkpoint %d in %s cannot be read (%s); it is set aside as %s.', step, self.directory, error, aside)
-                if jax.process_index() == 0:
-                    os.rename(os.path.join(self.directory, str(step)), aside)
-                self._manager.reload()
-        return None, 0
+            except Exception as error:  # whatever a damaged file makes TensorStore or JSON raise
+                problem = f'{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ""}'
+            if everywhere(problem is None):
+                return state, step, note
+            damaged.append(step)
+            self._set_aside(step, problem or 'another host could not read it')
+        if damaged:
+            names = ', '.join(f'{step}.unreadable' for step in damaged)
+            raise OSError(
+                f'None of the checkpoints in {self.directory} can be read; they are set aside as {names}. '
+                'Bring one back from a copy, or choose another --workdir to start afresh.'
+            )
+        return None, 0, {}
 
     def restore(self, step: int, abstract_state):
-        """The state saved at `step`. Raises ShapeMismatch listing every array of another shape."""
-        saved = self._manager.item_metadata(step)
+        """(state, note) saved at `step`. Raises ShapeMismatch listing every array of another shape, and Damaged when bits changed."""
+        metadata = self._manager.metadata(step)
+        custom = metadata.custom_metadata or {}
+        if 'sums' not in custom:
+            raise Damaged(f'{self.directory}/{step} has lost its metadata')
+        saved = metadata.item_metadata
         check_shapes(saved.tree if hasattr(saved, 'tree') else saved, abstract_state, f'{self.directory}/{step}')
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+        state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+        sums = bit_sums(state)
+        changed = [name for name, value in custom['sums'].items() if sums.get(name) != value]
+        if changed:
+            raise Damaged(f'{len(changed)} arrays in {self.directory}/{step} are not what was saved, for example {changed[0]}')
+        return state, custom['note']
+
+    def _set_aside(self, step: int, problem: str) -> None:
+        aside = epath.Path(self.directory) / f'{step}.unreadable'
+        logging.warning('Checkpoint %d in %s cannot be read (%s); it is set aside as %s.', step, self.directory, problem, aside)
+        if jax.process_index() == 0:
+            if aside.exists():
+                aside.rmtree()
+            (epath.Path(self.directory) / str(step)).rename(aside)
+        everywhere(True)  # the others list the directory only after it is moved
+        self._manager.reload()
+
+    def _check_there(self, step: int) -> None:
+        if jax.process_index() == 0 and not epath.Path(self.directory).is_dir():
+            raise OSError(
+                f'{self.directory} is gone (removed, renamed or unmounted), so step {step} cannot be saved. '
+                'Bring it back and run the same command to go on from its newest checkpoint.'
+            )
 
     def _failed(self, step, error) -> OSError:
-        kept = ', '.join(map(str, self.steps())) or 'none'
+        kept = ', '.join(str(s) for s in self.steps() if s != step) or 'none'
         return OSError(
             f'The checkpoint of step {step} could not be written to {self.directory}: {error}. '
-            f'Complete checkpoints there: {kept}. Free space or choose another --workdir, then run the same command to go on from the newest.'
+            f'Complete checkpoints there: {kept}. Free some space, then run the same command to go on from the newest.'
         )
 
 
 class ShapeMismatch(ValueError):
     """A checkpoint whose arrays have other names or shapes than the model's."""
+
+
+class Damaged(Exception):
+    """A checkpoint whose bits are not those that were saved."""
+
+
+def _score(metrics: dict[str, float]) -> float:
+    return metrics.get(BEST, NOT_EVALUATED)
+
+
+def bit_sums(tree) -> dict[str, int]:
+    """{'params/stem/conv/kernel': sum of its 32-bit words modulo 2^64, ...}, the same on all hosts and for every sharding.
+
+    A change of one word always shows. Computed on the host: as a jitted function of a thousand arrays it takes longer to
+    compile than a small model's whole step.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    sums = np.zeros(len(leaves), np.uint64)
+    for i, (_, leaf) in enumerate(leaves):
+        # Each piece of an array is counted once over all devices and hosts.
+        pieces = [shard.data for shard in leaf.addressable_shards if shard.replica_id == 0] if isinstance(leaf, jax.Array) else [leaf]
+        for piece in pieces:
+            raw = np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
+            words = raw.view(np.uint32) if raw.size % 4 == 0 else raw
+            sums[i] += np.sum(words, dtype=np.uint64)
+    if jax.process_count() > 1:
+        halves = np.stack([sums & np.uint64(0xFFFFFFFF), sums >> np.uint64(32)]).astype(np.uint32)  # JAX has no 64 bits by default
+        halves = multihost_utils.process_allgather(halves).astype(np.uint64)  # [hosts, 2, arrays]
+        sums = np.sum(halves[:, 0] + (halves[:, 1] << np.uint64(32)), axis=0, dtype=np.uint64)
+    return {'/'.join(_key(k) for k in path): int(value) for (path, _), value in zip(leaves, sums, strict=True)}
 
 
 def flat_shapes(tree) -> dict[str, tuple[int, ...]]:
@@ -126,7 +211,9 @@ def check_shapes(saved, wanted, where: str) -> None:
     classes = ''
     if classifier in have and classifier in want and have[classifier] != want[classifier]:
         classes = f' It was trained for {have[classifier][0]} classes; the data set here has {want[classifier][0]}.'
-    parts = [f'{len(x)} {name}: {"; ".join(x[:4])}' for name, x in (('missing', missing), ('unused', unused), ('of other shape', shapes)) if x]
+    parts = [
+        f'{len(x)} {name}: {"; ".join(x[:4])}' for name, x in (('missing', missing), ('unused', unused), ('of other shape', shapes)) if x
+    ]
     raise ShapeMismatch(f'The checkpoint {where} does not fit this model.{classes} {". ".join(parts)}. Use the config it was trained with.')
 
 

@@ -24,7 +24,7 @@ def evaluate_state(eval_fn, state: TrainState, source: sources.Source, exp: Expe
     """
     variables = {'eval': state.variables()}
     if state.ema is not None:
-        variables['eval_ema'] = state.variables(ema=True)
+        variables['eval_ema'] = jax.device_put(state.variables(ema=True), replicated(exp.mesh))  # mesh.shard_state may have split it
     sums: dict[str, list] = {split: [] for split in variables}
     hosts = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
     batches = pipeline.eval_batches(source, batch_size=batch_size, preprocess=exp.preprocess, **hosts)
@@ -65,6 +65,6 @@ def restore(config, workdir: str, num_classes: int, best: bool = False) -> tuple
     step = checkpoints.best_step() if best else (checkpoints.steps() or [None])[-1]
     if step is None:
         raise ValueError(f'workdir={workdir} has no complete checkpoint; train there first, or give the --workdir of a training run.')
-    state = checkpoints.restore(step, exp.abstract_state())
+    state, _ = checkpoints.restore(step, exp.abstract_state())
     checkpoints.close()
     return exp, state, step

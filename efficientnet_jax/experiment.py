@@ -32,15 +32,26 @@ class Experiment(NamedTuple):
     preprocess: Preprocess
     mesh: Mesh
     seed: int
+    shard_state: bool = False
 
     def init(self) -> TrainState:
         """Initial state, computed straight into its shardings."""
-        return jax.jit(self._init, out_shardings=mesh.replicated(self.mesh))()
+        return jax.jit(self._init, out_shardings=self.state_shardings())()
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state, without computing it."""
-        sharding = mesh.replicated(self.mesh)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(self._init))
+        shapes = jax.eval_shape(self._init)
+        return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, self.state_shardings())
+
+    def state_shardings(self) -> TrainState:
+        """A sharding per array: all replicated, or with mesh.shard_state the optimiser state and moving average split over 'data'."""
+        shapes = jax.eval_shape(self._init)
+        shardings = jax.tree.map(lambda _: mesh.replicated(self.mesh), shapes)
+        if not self.shard_state:
+            return shardings
+        return shardings.replace(
+            opt_state=mesh.split_over_data(self.mesh, shapes.opt_state), ema=mesh.split_over_data(self.mesh, shapes.ema)
+        )
 
     def _init(self) -> TrainState:
         return init_state(self.module, self.optimizer, self.preprocess.resolution, self.seed, ema=self.recipe.ema_decay is not None)
@@ -62,7 +73,9 @@ def experiment(config, num_classes: int, train_examples: int, devices=None) -> E
     if group is not None and (group < 1 or config.batch_size % group):
         raise ValueError(f'batch_norm_group={group} must divide batch_size={config.batch_size}, or be None for the whole batch.')
     if train_examples < config.batch_size and config.steps is None:
-        raise ValueError(f'batch_size={config.batch_size} must not exceed the {train_examples} training images; take at most {train_examples}.')
+        raise ValueError(
+            f'batch_size={config.batch_size} must not exceed the {train_examples} training images; take at most {train_examples}.'
+        )
     horizon = optim.Horizon.of(train_examples, config.batch_size, config.epochs, config.steps)
     module = models.build(architecture, num_classes, DTYPES[config.dtype], batch_norm_group=group, remat=config.remat)
     crop = config.eval_crop_padding if config.eval_crop_fraction is None else config.eval_crop_fraction
@@ -76,6 +89,7 @@ def experiment(config, num_classes: int, train_examples: int, devices=None) -> E
         preprocess=preprocess,
         mesh=device_mesh,
         seed=config.seed,
+        shard_state=config.mesh.shard_state,
     )
 
 
@@ -114,6 +128,7 @@ def check(config) -> None:
         'keep_last': (1, None),
         'keep_best': (0, None),
         'log_every_steps': (1, None),
+        'nan_rollbacks': (0, None),
     }
     for knob, (low, high) in ranges.items():
         value = config[knob]

@@ -7,11 +7,17 @@ import json
 import os
 import sys
 import time
+from typing import TextIO
 
 import jax
 
+from efficientnet_jax import hosts
+
 # Knobs that say how a run is run and watched, not what it computes: they may change when it is resumed.
-RUNTIME_KNOBS = ('mesh', 'data_dir', 'eval_batch_size', 'eval_every_epochs', 'checkpoint_every_epochs', 'keep_last', 'keep_best', 'log_every_steps')
+RUNTIME_KNOBS = (
+    'mesh', 'data_dir', 'eval_batch_size', 'eval_every_epochs', 'checkpoint_every_epochs', 'keep_last', 'keep_best', 'log_every_steps',
+    'nan_rollbacks',
+)  # fmt: skip
 
 
 def recipe_of(config: dict) -> dict:
@@ -32,29 +38,47 @@ def flatten(config: dict, prefix: str = '') -> dict:
     return flat
 
 
-def claim_workdir(workdir: str, config: dict) -> None:
-    """Makes the workdir and writes config.json, or checks that it holds this same run.
+def claim_workdir(workdir: str, config: dict) -> TextIO | None:
+    """Makes the workdir, holds it for this run and writes config.json, or checks that it holds this same run.
 
-    Raises ValueError when another config's run is there, with the knobs that differ, and OSError when it cannot be written.
+    Returns the lock on process 0: the workdir is held until it is closed or the process ends. Raises, on all hosts, ValueError when
+    another config's run is there (with the knobs that differ), another process holds it or the hosts do not share it, and OSError
+    when it cannot be written.
     """
-    try:
-        os.makedirs(workdir, exist_ok=True)
-        probe = os.path.join(workdir, f'.writable.{jax.process_index()}')
-        with open(probe, 'w') as f:
-            f.write('x')
-        os.remove(probe)
-    except OSError as error:
-        raise OSError(f'workdir={workdir} cannot be written ({error.strerror}); choose another --workdir.') from error
-    path = os.path.join(workdir, 'config.json')
-    if os.path.exists(path):
-        with open(path) as f:
-            there = json.load(f)
-        old, new = flatten(recipe_of(there)), flatten(recipe_of(config))
-        differ = [f'{k}={old.get(k)!r} there, {new.get(k)!r} here' for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
-        if differ:
-            raise ValueError(f'workdir={workdir} holds a run with another config: {"; ".join(differ)}. Choose another --workdir or remove that one.')
-    if jax.process_index() == 0:
+    locks = []
+
+    def claim():
+        try:
+            os.makedirs(workdir, exist_ok=True)
+            locks.append(hosts.lock(workdir))
+        except OSError as error:
+            raise OSError(f'workdir={workdir} cannot be written ({error.strerror}); choose another --workdir.') from error
+        path = os.path.join(workdir, 'config.json')
+        if os.path.exists(path):
+            check_same_recipe(workdir, read_json(path), config)
         write_json(path, config)
+        return read_text(locks[0].name)
+
+    holder = hosts.on_first(claim)
+    path = os.path.join(workdir, '.lock')
+    if not hosts.everywhere(os.path.exists(path) and read_text(path) == holder):
+        raise ValueError(f'workdir={workdir} is not the same folder on all hosts; choose one on shared storage.')
+    return locks[0] if locks else None
+
+
+def check_same_recipe(workdir: str, there: dict, here: dict) -> None:
+    """Raises ValueError with the knobs that differ."""
+    old, new = flatten(recipe_of(there)), flatten(recipe_of(here))
+    differ = [f'{k}={old.get(k)!r} there, {new.get(k)!r} here' for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+    if differ:
+        raise ValueError(
+            f'workdir={workdir} holds a run with another config: {"; ".join(differ)}. Choose another --workdir or remove that one.'
+        )
+
+
+def read_text(path: str) -> str:
+    with open(path) as f:
+        return f.read()
 
 
 def read_json(path: str):
@@ -97,6 +121,11 @@ class MetricWriter:
         self._file.write(json.dumps({'step': step, 'split': split, **metrics}) + '\n')
         self._tensorboard.write_scalars(step, {f'{split}/{name}': value for name, value in metrics.items()})
 
+    def flush(self) -> None:
+        """Returns when the lines are on the disk, whatever happens to the machine."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
@@ -117,7 +146,9 @@ def result(mode: str, config: dict, step: int, metrics: dict, examples: int, sec
     """The record of a run, the content of result.json."""
     import importlib.metadata
 
-    versions = {name: importlib.metadata.version(name) for name in ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy')}
+    versions = {
+        name: importlib.metadata.version(name) for name in ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy')
+    }
     return {
         'mode': mode,
         'step': step,

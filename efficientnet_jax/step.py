@@ -28,6 +28,11 @@ class Recipe:
     ema_decay: float | None = None
 
 
+def pixels(recipe: Recipe, batch: dict[str, jax.Array]) -> jax.Array:
+    """Normalised images [N, H, W, 3], without the rows that mesh.put added to split the height evenly."""
+    return recipe.preprocess.normalise(batch['image'][:, : recipe.preprocess.resolution])
+
+
 def train_step(module, optimizer: optax.GradientTransformation, recipe: Recipe, state: TrainState, batch: dict[str, jax.Array]):
     """One update. batch: image uint8 [N, H, W, 3], label int32 [N]. Returns (state, metrics).
 
@@ -35,7 +40,7 @@ def train_step(module, optimizer: optax.GradientTransformation, recipe: Recipe, 
     gradients before weight decay.
     """
     key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
-    images = recipe.preprocess.normalise(batch['image'])
+    images = pixels(recipe, batch)
 
     def loss_fn(params):
         variables = {'params': params, 'batch_stats': state.batch_stats}
@@ -57,5 +62,5 @@ def train_step(module, optimizer: optax.GradientTransformation, recipe: Recipe, 
 
 def eval_step(module, recipe: Recipe, variables: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Metric sums over the examples of a batch whose mask is true. batch: image uint8 [N, H, W, 3], label int32 [N], mask bool [N]."""
-    logits = module.apply(variables, recipe.preprocess.normalise(batch['image']), train=False)
+    logits = module.apply(variables, pixels(recipe, batch), train=False)
     return metric_sums(logits, batch['label'], batch['mask'])
