@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import functools
 import threading
 
 import numpy as np
@@ -9,14 +10,17 @@ import numpy as np
 from efficientnet_jax.data import decode
 
 CHUNK = 8  # examples that a thread reads at a time
+_READ = {'encoded': 'string', 'orientation': 'int32', 'label': 'int32', 'index': 'int64'}  # what a chunk holds besides the draws
 READ_AHEAD_BYTES = 256 * 2**20  # encoded images in memory ahead of tf.data, about
 
 
 class Batches:
     """Iterator over the batches of one host; see pipeline.train_batches and eval_batches. `close()` stops its threads.
 
-    plan: step -> (example indices int64 [size], seeds int32 [size, 2]); index -1 is padding.
-    image: TensorFlow function of one example's (encoded, orientation, seed).
+    plan: step -> (example indices int64 [size], draws); index -1 is padding. draws is a dict of arrays [size, ...] with at least 'seed',
+      int32 [size, 2], from which every random choice for an example comes.
+    image: TensorFlow function of one example's (encoded, orientation, draws) -> uint8 [R, R, 3].
+    keep: names of draws that are part of the batch.
     stop_step: None for an endless stream.
     masked: what cannot be read becomes a black image with mask False; otherwise the next readable example takes its place.
     corrupt: {example index: message} of what could not be read so far.
@@ -26,7 +30,7 @@ class Batches:
     depends on its file and crop alone, so the stream stays a function of (seed, step).
     """
 
-    def __init__(self, source, plan, image, start_step, stop_step, size, max_corrupt, read_threads, decode_threads, masked):
+    def __init__(self, source, plan, image, start_step, stop_step, size, max_corrupt, read_threads, decode_threads, masked, keep=()):
         self.corrupt = {}
         self._source = source
         self._plan = plan
@@ -38,6 +42,7 @@ class Batches:
         self._read_threads = read_threads
         self._decode_threads = decode_threads
         self._masked = masked
+        self._keep = keep
         self._failed = set()  # draws (index, *seed) that did not decode
         self._lock = threading.Lock()
         self._stream = None
@@ -50,7 +55,7 @@ class Batches:
 
         while self._stop_step is None or self._step < self._stop_step:
             if self._stream is None:
-                self._stream = _Stream(self._chunks(self._step), self._image, self._size, self._read_threads, self._decode_threads)
+                self._stream = self._start()
             try:
                 batch = next(self._stream)
             except tf.errors.OpError as e:
@@ -73,18 +78,29 @@ class Batches:
             self._stream.close()
             self._stream = None
 
+    def _start(self):
+        _, draws = self._plan(self._step)
+        return _Stream(self._chunks(self._step), self._pixels, draws, self._size, self._read_threads, self._decode_threads)
+
+    def _pixels(self, example):
+        image = self._image(example['encoded'], example['orientation'], {name: example[name] for name in example if name not in _READ})
+        return {'image': image, 'label': example['label'], 'index': example['index'], **{name: example[name] for name in self._keep}}
+
     def _chunks(self, step):
         """Yields functions that read the next chunk, in the order of the stream."""
         while self._stop_step is None or step < self._stop_step:
-            indices, seeds = self._plan(step)
+            indices, draws = self._plan(step)
             for start in range(0, len(indices), CHUNK):
-                yield lambda i=indices[start : start + CHUNK], s=seeds[start : start + CHUNK]: self._read(i, s)
+                part = slice(start, start + CHUNK)
+                yield functools.partial(self._read, indices[part], {name: values[part] for name, values in draws.items()})
             step += 1
 
-    def _read(self, indices, seeds):
-        read = [self._read_one(int(index), seed) for index, seed in zip(indices, seeds, strict=True)]
+    def _read(self, indices, draws):
+        """Returns one chunk: a dict of the lists and arrays named in _READ and the draws, all [chunk, ...]."""
+        read = [self._read_one(int(index), seed) for index, seed in zip(indices, draws['seed'], strict=True)]
         encoded, orientation, label, index = zip(*read, strict=True)
-        return list(encoded), np.array(orientation, np.int32), np.array(label, np.int32), np.array(index, np.int64), seeds
+        numbers = {'orientation': np.array(orientation, np.int32), 'label': np.array(label, np.int32), 'index': np.array(index, np.int64)}
+        return {'encoded': list(encoded), **numbers, **draws}
 
     def _read_one(self, index, seed):
         """Returns (mended bytes, orientation, label, index); no bytes for padding and, when masked, for what cannot be read."""
@@ -107,14 +123,16 @@ class Batches:
         import tensorflow as tf
 
         before = len(self._failed)
-        for index, seed in zip(*self._plan(self._step), strict=True):
+        indices, draws = self._plan(self._step)
+        for i, index in enumerate(indices):
+            drawn = {name: values[i] for name, values in draws.items()}
             while True:
-                encoded, orientation, _, index = self._read_one(int(index), seed)
+                encoded, orientation, _, index = self._read_one(int(index), drawn['seed'])
                 try:
-                    self._image(tf.constant(encoded), tf.constant(orientation), tf.constant(seed))
+                    self._image(tf.constant(encoded), tf.constant(orientation), {name: tf.constant(value) for name, value in drawn.items()})
                     break
                 except tf.errors.InvalidArgumentError:
-                    self._failed.add((index, *seed))
+                    self._failed.add((index, *drawn['seed']))
                     self._add_corrupt(index, decode.unreadable(encoded, self._source.describe(index)))
         if len(self._failed) == before:
             raise error
@@ -137,10 +155,11 @@ class UnreadableExamples(RuntimeError):
 class _Stream:
     """Chunks of encoded images, read by threads a bounded distance ahead, through tf.data to batches of pixels.
 
-    chunks: iterator of functions that read one. error: what one of them raised, which TensorFlow would wrap beyond recognition.
+    chunks: iterator of functions that read one. pixels: TensorFlow function of one example of a chunk -> what the batch holds of it.
+    draws: an example of them, for shapes and types. error: what one of them raised, which TensorFlow would wrap beyond recognition.
     """
 
-    def __init__(self, chunks, image, size, read_threads, decode_threads):
+    def __init__(self, chunks, pixels, draws, size, read_threads, decode_threads):
         import tensorflow as tf
 
         self.error = None
@@ -148,12 +167,11 @@ class _Stream:
         self._stop = False
         self._read_threads = read_threads
         self._pool = concurrent.futures.ThreadPoolExecutor(read_threads, thread_name_prefix='read')
-        vector = [tf.TensorSpec([None], dtype) for dtype in (tf.string, tf.int32, tf.int32, tf.int64)]
-        dataset = tf.data.Dataset.from_generator(self._read_ahead, output_signature=(*vector, tf.TensorSpec([None, 2], tf.int32)))
-        dataset = dataset.unbatch().map(
-            lambda encoded, orientation, label, index, seed: {'image': image(encoded, orientation, seed), 'label': label, 'index': index},
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
+        spec = {name: tf.TensorSpec([None], dtype) for name, dtype in _READ.items()}
+        spec |= {name: tf.TensorSpec([None, *values.shape[1:]], values.dtype) for name, values in draws.items()}
+        dataset = tf.data.Dataset.from_generator(self._read_ahead, output_signature=spec)
+        pixels = tf.autograph.experimental.do_not_convert(pixels)
+        dataset = dataset.unbatch().map(pixels, num_parallel_calls=tf.data.AUTOTUNE)
         options = tf.data.Options()
         options.deterministic = True
         options.threading.private_threadpool_size = decode_threads or 0  # 0: one thread a core
@@ -177,7 +195,7 @@ class _Stream:
                 pending.append(self._pool.submit(chunk))
                 if len(pending) >= ahead:
                     done = pending.popleft().result()
-                    chunk_bytes = sum(len(encoded) for encoded in done[0])
+                    chunk_bytes = sum(len(encoded) for encoded in done['encoded'])
                     ahead = min(2 * self._read_threads, max(1, READ_AHEAD_BYTES // max(1, chunk_bytes)))
                     yield done
             while pending:

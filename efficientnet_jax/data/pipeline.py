@@ -5,7 +5,7 @@ Every batch is a function of (seed, step) alone (data/order.py), so there is no 
 
 import numpy as np
 
-from efficientnet_jax.data import crops, decode, order
+from efficientnet_jax.data import augment_host, crops, decode, order, policies
 from efficientnet_jax.data.batches import Batches, UnreadableExamples
 from efficientnet_jax.data.policies import Augment
 from efficientnet_jax.data.prefetch import prefetch
@@ -30,7 +30,9 @@ def train_batches(
 ):
     """Returns an endless iterator of {'image': uint8 [b, R, R, 3], 'label': int32 [b], 'index': int64 [b]}.
 
-    b = batch_size / process_count. An unreadable example is replaced by the next readable one and counted.
+    b = batch_size / process_count. An unreadable example is replaced by the next readable one and counted. With augment.on='device' and a
+    policy also 'ops', float32 [b, layers, 4], the operations to apply (policies.draw); with mixup, cutmix or erase also 'seed',
+    int32 [b, 2], what augment_device draws them from.
 
     batch_size: images a step over all hosts.
     start_step: the global step of the first batch.
@@ -49,13 +51,19 @@ def train_batches(
 
     def plan(step):
         epochs, indices = stream.examples(order.local_positions(step, batch_size, process_index, process_count))
-        return indices, order.example_seeds(seed, epochs, indices)
+        draws = {'seed': order.example_seeds(seed, epochs, indices)}
+        if augment.policy is not None:
+            draws['ops'] = policies.draw(draws['seed'], augment)
+        return indices, draws
 
-    def image(encoded, orientation, example_seed):
-        return crops.train_image(encoded, orientation, example_seed, resolution, interpolation, augment)
+    def image(encoded, orientation, draws):
+        pixels = crops.train_image(encoded, orientation, draws['seed'], resolution, interpolation, augment)
+        return augment_host.apply(pixels, draws['ops']) if augment.policy is not None and augment.on == 'host' else pixels
 
+    keep = ('seed',) if augment.mixes() else ()
+    keep += ('ops',) if augment.policy is not None and augment.on == 'device' else ()
     size = batch_size // process_count
-    return Batches(source, plan, image, start_step, None, size, max_corrupt, read_threads, decode_threads, masked=False)
+    return Batches(source, plan, image, start_step, None, size, max_corrupt, read_threads, decode_threads, masked=False, keep=keep)
 
 
 def eval_batches(source, *, batch_size, preprocess, process_index=0, process_count=1, max_corrupt=0, read_threads=16, decode_threads=None):
@@ -71,7 +79,7 @@ def eval_batches(source, *, batch_size, preprocess, process_index=0, process_cou
 
     def plan(step):
         positions = order.local_positions(step, batch_size, process_index, process_count)
-        return np.where(positions < n, positions, -1), np.zeros((len(positions), 2), np.int32)
+        return np.where(positions < n, positions, -1), {'seed': np.zeros((len(positions), 2), np.int32)}
 
     def image(encoded, orientation, _):
         import tensorflow as tf

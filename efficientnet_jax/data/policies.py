@@ -1,8 +1,61 @@
-"""What augmentation does, as data: the knobs, the published policies and magnitudes. NumPy only; host and device both read it."""
+"""What augmentation does, as data: the knobs, the published policies and how they are drawn. NumPy only; host and device both read it.
+
+Source of policies, magnitudes and constants: tensorflow/tpu models/official/efficientnet/autoaugment.py. Its quirks are kept, because the
+published accuracies were reached with them:
+- Posterize keeps `int(level * 0.4)` bits, by shifts that TensorFlow saturates at 7, and Solarize inverts from the threshold
+  `int(level * 25.6)` on, a constant that is converted to uint8: both wrap around (Solarize 10 inverts everything, Posterize 28 keeps one
+  bit; google-research/big_vision#110 saw the same).
+- Contrast blends with a grey of (pixels in the image) / 256, not with the mean grey.
+- Pixel constants do not depend on the resolution: TranslateY 9 of AutoAugment moves a 224 px image out of sight.
+"""
 
 import dataclasses
 
+import numpy as np
+
+from efficientnet_jax.data import order
+
+OPS = (
+    'Identity', 'AutoContrast', 'Equalize', 'Invert', 'Rotate', 'Posterize', 'Solarize', 'Color', 'Contrast', 'Brightness', 'Sharpness',
+    'ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'Cutout', 'SolarizeAdd',
+)  # fmt: skip
+NUMBER = {name: i for i, name in enumerate(OPS)}
+FILL = 128  # grey of pixels that an operation uncovers
+
+# Sub-policies of (operation, probability, level), applied in order; one is drawn per image. autoaugment.py, policy_v0.
+AUTOAUGMENT_V0 = (
+    (('Equalize', 0.8, 1), ('ShearY', 0.8, 4)),
+    (('Color', 0.4, 9), ('Equalize', 0.6, 3)),
+    (('Color', 0.4, 1), ('Rotate', 0.6, 8)),
+    (('Solarize', 0.8, 3), ('Equalize', 0.4, 7)),
+    (('Solarize', 0.4, 2), ('Solarize', 0.6, 2)),
+    (('Color', 0.2, 0), ('Equalize', 0.8, 8)),
+    (('Equalize', 0.4, 8), ('SolarizeAdd', 0.8, 3)),
+    (('ShearX', 0.2, 9), ('Rotate', 0.6, 8)),
+    (('Color', 0.6, 1), ('Equalize', 1.0, 2)),
+    (('Invert', 0.4, 9), ('Rotate', 0.6, 0)),
+    (('Equalize', 1.0, 9), ('ShearY', 0.6, 3)),
+    (('Color', 0.4, 7), ('Equalize', 0.6, 0)),
+    (('Posterize', 0.4, 6), ('AutoContrast', 0.4, 7)),
+    (('Solarize', 0.6, 8), ('Color', 0.6, 9)),
+    (('Solarize', 0.2, 4), ('Rotate', 0.8, 9)),
+    (('Rotate', 1.0, 7), ('TranslateY', 0.8, 9)),
+    (('ShearX', 0.0, 0), ('Solarize', 0.8, 4)),
+    (('ShearY', 0.8, 0), ('Color', 0.6, 4)),
+    (('Color', 1.0, 0), ('Rotate', 0.6, 2)),
+    (('Equalize', 0.8, 4), ('Equalize', 0.0, 8)),
+    (('Equalize', 1.0, 4), ('AutoContrast', 0.6, 2)),
+    (('ShearY', 0.4, 7), ('SolarizeAdd', 0.6, 7)),
+    (('Posterize', 0.8, 2), ('Solarize', 0.6, 10)),
+    (('Solarize', 0.6, 8), ('Equalize', 0.6, 1)),
+    (('Color', 0.8, 6), ('Rotate', 0.4, 5)),
+)
+
 CROPS = ('random_area', 'pad', 'resize')
+POLICIES = ('autoaugment_v0', 'randaugment')
+PLACES = ('host', 'device')
+CONSTANTS = {'autoaugment_v0': {'cutout': 100, 'translate': 250}, 'randaugment': {'cutout': 40, 'translate': 100}}  # pixels at level 10
+SIGNED = frozenset(NUMBER[name] for name in ('Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,9 +65,15 @@ class Augment:
     crop: 'random_area' (a random box of the image, resized; the published one), 'pad' (resize, pad, cut back at random; for small
       images) or 'resize' (no crop).
     area: smallest and largest crop, fraction of the image's area; ratio: smallest and largest width/height; attempts: boxes tried
-      before the centre crop. All for 'random_area'. Source: tensorflow/tpu efficientnet/preprocessing.py, decode_and_random_crop.
+      before the centre crop. All for 'random_area'. Source: tensorflow/tpu efficientnet/preprocessing.py, _decode_and_random_crop.
     pad: pixels on each side at the network's resolution, for 'pad'. 4 at 32 px is the usual CIFAR choice (He et al. 2015, section 4.2).
     flip: probability of a left-right flip. Source: as above, 0.5. None for digits, where a mirrored 2 is no digit.
+    policy: 'autoaugment_v0', 'randaugment' or None.
+    layers, magnitude: operations per image and their level, of 'randaugment' (arXiv 1909.13719; level 10 is the unit of the tables).
+    cutout, translate: pixels at level 10; None for the published 100 and 250 (autoaugment_v0), 40 and 100 (randaugment).
+    on: 'host' or 'device', where the policy runs; the operations drawn are the same.
+    mixup, cutmix: alpha of the Beta distribution of the weight (arXiv 1710.09412, 1905.04899); with both, each pair draws one of the two.
+    erase: probability of random erasing (arXiv 1708.04896).
     """
 
     crop: str = 'random_area'
@@ -23,18 +82,104 @@ class Augment:
     attempts: int = 10
     pad: int = 4
     flip: float | None = 0.5
+    policy: str | None = None
+    layers: int = 2
+    magnitude: float = 10.0
+    cutout: int | None = None
+    translate: int | None = None
+    on: str = 'host'
+    mixup: float | None = None
+    cutmix: float | None = None
+    erase: float | None = None
 
     def __post_init__(self):
-        if self.crop not in CROPS:
-            raise ValueError(f'augment.crop={self.crop!r} must be one of {", ".join(CROPS)}.')
+        _one_of('crop', self.crop, CROPS)
+        _one_of('on', self.on, PLACES)
+        if self.policy is not None:
+            _one_of('policy', self.policy, POLICIES, or_none=True)
         for name, (low, high), most in (('area', self.area, 1), ('ratio', self.ratio, float('inf'))):
             if not 0 < low <= high <= most:
-                raise ValueError(
-                    f'augment.{name}=({low}, {high}) must be two increasing numbers above 0' + (' and at most 1.' if most == 1 else '.')
-                )
-        if self.attempts < 1:
-            raise ValueError(f'augment.attempts={self.attempts} must be at least 1.')
-        if self.pad < 0:
-            raise ValueError(f'augment.pad={self.pad} must be at least 0 pixels.')
-        if self.flip is not None and not 0 <= self.flip <= 1:
-            raise ValueError(f'augment.flip={self.flip} must be a probability, or None for no flip.')
+                limit = ' and at most 1' if most == 1 else ''
+                raise ValueError(f'augment.{name}=({low}, {high}) must be two increasing numbers above 0{limit}.')
+        for name, least, unit in (('attempts', 1, ''), ('pad', 0, ' pixels'), ('layers', 1, ''), ('magnitude', 0, '')):
+            if getattr(self, name) < least:
+                raise ValueError(f'augment.{name}={getattr(self, name)} must be at least {least}{unit}.')
+        for name in ('cutout', 'translate'):
+            if getattr(self, name) is not None and getattr(self, name) < 0:
+                raise ValueError(f'augment.{name}={getattr(self, name)} must be at least 0 pixels, or None for the published constant.')
+        for name in ('flip', 'erase'):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f'augment.{name}={getattr(self, name)} must be a probability, or None for no {name}.')
+        for name in ('mixup', 'cutmix'):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f'augment.{name}={getattr(self, name)} must be above 0, or None for no {name}.')
+
+    def mixes(self):
+        """Returns whether something is on that works on the batch on the device."""
+        return self.mixup is not None or self.cutmix is not None or self.erase is not None
+
+
+def _one_of(name, value, allowed, or_none=False):
+    if value not in allowed:
+        raise ValueError(f'augment.{name}={value!r} must be one of {", ".join(allowed)}{" or None" if or_none else ""}.')
+
+
+def argument(name, level, constants):
+    """Returns the number that an operation takes at a level (before a random sign): degrees, bits, threshold, factor, slope or pixels."""
+    part = level / 10
+    if name in ('Color', 'Contrast', 'Brightness', 'Sharpness'):
+        return part * 1.8 + 0.1  # factor of the blend; 1 is the image itself
+    if name == 'Posterize':
+        shift = (8 - int(part * 4)) % 256
+        return 8 - min(shift, 7)  # bits kept
+    return {
+        'Rotate': part * 30,  # degrees
+        'Solarize': int(part * 256) % 256,  # values from here on are inverted
+        'SolarizeAdd': int(part * 110),  # added to values below 128
+        'ShearX': part * 0.3,
+        'ShearY': part * 0.3,
+        'TranslateX': part * constants['translate'],
+        'TranslateY': part * constants['translate'],
+        'Cutout': int(part * constants['cutout']),  # half the side of the square
+    }.get(name, 0)
+
+
+def table(augment):
+    """Returns the policy as arrays (operation int32, probability float32, argument float32), each [choices, layers].
+
+    An image draws one row (AutoAugment) or one row for every layer (RandAugment).
+    """
+    constants = dict(CONSTANTS[augment.policy])
+    constants.update({name: getattr(augment, name) for name in constants if getattr(augment, name) is not None})
+    if augment.policy == 'autoaugment_v0':
+        rows = AUTOAUGMENT_V0
+    else:
+        rows = [((name, 1.0, augment.magnitude),) * augment.layers for name in OPS[1:]]
+    numbers = [[NUMBER[name] for name, _, _ in row] for row in rows]
+    probabilities = [[probability for _, probability, _ in row] for row in rows]
+    arguments = [[argument(name, level, constants) for name, _, level in row] for row in rows]
+    return np.array(numbers, np.int32), np.array(probabilities, np.float32), np.array(arguments, np.float32)
+
+
+def draw(seeds, augment):
+    """int32 [n, 2] example seeds -> float32 [n, layers, 4]: operation, signed argument, and centre y, x in [0, 1) of a Cutout.
+
+    A function of each seed alone, so that host and device, and any number of them, apply the same operations to an example.
+    """
+    numbers, probabilities, arguments = table(augment)
+    choices, layers = numbers.shape
+    u = _uniforms(seeds, 5 * layers).reshape(len(seeds), layers, 5)
+    row = (u[:, :, 0] * choices).astype(np.int64)
+    if augment.policy == 'autoaugment_v0':
+        row[:] = row[:, :1]  # the layers of one sub-policy belong together
+    layer = np.arange(layers)
+    number = np.where(u[:, :, 1] < probabilities[row, layer], numbers[row, layer], NUMBER['Identity'])
+    sign = np.where(np.isin(number, list(SIGNED)) & (u[:, :, 2] < 0.5), -1, 1)
+    return np.stack([number, sign * arguments[row, layer], u[:, :, 3], u[:, :, 4]], axis=-1).astype(np.float32)
+
+
+def _uniforms(seeds, count):
+    """int32 [n, 2] -> float64 [n, count] in [0, 1)."""
+    seed = np.ascontiguousarray(seeds, np.int32).view(np.int64)  # [n, 1]
+    bits = order.key(seed, np.arange(count)[None] + 1000)  # 1000 on: streams that nothing else uses
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
