@@ -16,8 +16,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from efficientnet_jax.checkpoint import Checkpoints, Damaged, ShapeMismatch, bit_sums, check_shapes
 from efficientnet_jax.mesh import make_mesh, replicated, split_over_data
 
-# Orbax leaves its thread pools to the interpreter's end.
-pytestmark = pytest.mark.filterwarnings('ignore::ResourceWarning')
+# Orbax leaves its thread pools to the interpreter's end and drops the coroutines of a failed save or restore.
+pytestmark = [
+    pytest.mark.filterwarnings('ignore::ResourceWarning'),
+    pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning'),
+]
 
 
 def state(step=1, size=64):
@@ -166,7 +169,6 @@ def test_a_save_that_was_killed_leaves_the_one_before(tmp_path):
     assert not half.exists()
 
 
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # Orbax drops the coroutines of a failed save
 def test_disk_full_leaves_the_earlier_ones_readable(tmp_path):
     """A limit on the size of files fails a write as a full disk does."""
     saved(tmp_path, [1])
