@@ -56,7 +56,7 @@ def train_step(module, optimizer: optax.GradientTransformation, recipe: Recipe, 
     if recipe.ema_decay is not None:
         # (1 - decay) * new + decay * old, over weights and batch statistics alike: only both together evaluate well.
         ema = optax.incremental_update({'params': params, 'batch_stats': batch_stats}, ema, 1 - ema_decay(recipe.ema_decay, step))
-    metrics = metric_sums(logits, batch['label']) | {'loss': loss_sum, 'grad_norm': optax.global_norm(grads)}
+    metrics = metric_sums(logits, batch['label']) | {'loss': loss_sum, 'grad_norm': optax.tree.norm(grads)}
     return TrainState(step=step, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema), metrics
 
 
