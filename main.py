@@ -6,6 +6,8 @@ Flags and dispatch only; what a mode does is in efficientnet_jax/, so that noteb
 import os
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # TensorFlow decodes images here; its start-up notes are noise
+# Compiled programs are kept, so that a second start of the same run takes seconds.
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(os.path.expanduser('~'), '.cache', 'efficientnet_jax'))
 
 from absl import app, flags, logging
 from ml_collections import config_flags

@@ -63,7 +63,8 @@ def kill_once(process, workdir, moment, rng, startup_seconds):
 
 
 def arrays(workdir):
-    """{name: array} of the newest checkpoint."""
+    """Step and {name: array} of the newest checkpoint."""
+    os.environ['JAX_PLATFORMS'] = 'cpu'  # reading needs no more, and the accelerator may be taken
     import jax
     import orbax.checkpoint as ocp
 

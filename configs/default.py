@@ -25,17 +25,27 @@ def get_config() -> ConfigDict:
     config.batch_norm_group = placeholder(int)  # images that share batch statistics; None: the global batch
     config.dtype = 'bfloat16'  # of activations, 'bfloat16' or 'float32'; parameters, statistics and logits are float32
     config.remat = False  # recompute block insides in the backward pass: less memory, about a third more time
+    config.classifier_init_scale = 1.0  # times the published initial range 1/sqrt(classes); 0 (zeros) learns sooner with few classes
+    config.init_from = placeholder(str)  # weights to begin with: a file, a workdir, hf_hub:OWNER/NAME (weights.load); None: random
+    config.init_padding = placeholder(str)  # 'same' or 'symmetric' for timm files that do not tell; None: what the weights say
+    config.backbone_lr_multiplier = 1.0  # times the learning rate for all but the classifier; 0 freezes them
+    config.freeze_batch_norm = (
+        False  # train with the running statistics of init_from and leave them as they are (scale and bias still learn)
+    )
     config.seed = 0  # of initialisation, data order, augmentation, dropout and drop path
 
     # Data. A TFDS name, 'digits' (embedded) or 'folder:/path' with one folder of images per class.
     config.dataset = 'imagenet2012'
     config.data_dir = placeholder(str)  # where TFDS keeps datasets; None: its default
-    config.train_split = 'train'  # TFDS slicing syntax; hold out with 'train[:-10000]'
+    config.train_split = 'train'  # TFDS slicing syntax; choose models on a held-out part: 'train[:-25022]' and eval_split 'train[-25022:]'
     config.eval_split = 'validation'
+    # With init_from, normalisation, interpolation and the evaluation crop are those of the weights (resolution and eval_crop_fraction win if set).
     config.normalisation = 'imagenet'  # 'imagenet', 'inception' (-1..1, AdvProp) or 'lite' ((x - 127) / 128)
     config.interpolation = 'bicubic'  # 'bicubic' or 'bilinear' (Lite, EdgeTPU)
     config.eval_crop_padding = 32  # pixels: evaluates the centre square that leaves this border (preprocessing.py, CROP_PADDING)
-    config.eval_crop_fraction = placeholder(float)  # overrides the padding: centre square of this part of the shorter side (0.875, timm's crop_pct)
+    config.eval_crop_fraction = placeholder(
+        float
+    )  # overrides the padding: centre square of this part of the shorter side (0.875, timm's crop_pct)
     config.augment = ConfigDict()
     config.augment.crop = 'random_area'  # 'random_area', 'pad' (shift by up to augment.pad pixels) or 'resize' (whole image)
     config.augment.area = (0.08, 1.0)  # random_area: part of the image's area (preprocessing.py)
@@ -43,6 +53,18 @@ def get_config() -> ConfigDict:
     config.augment.attempts = 10  # random_area: then the centre crop
     config.augment.pad = 4  # pad: pixels on each side at the training resolution
     config.augment.flip = optional(0.5)  # share of images that are mirrored; None: none
+
+    config.augment.policy = placeholder(str)  # 'autoaugment' (v0) or 'randaugment'; None: neither, the official code's default
+    config.augment.layers = 2  # randaugment: operations per image
+    config.augment.magnitude = 10.0  # randaugment: level of each; 10 is the unit of the tables (B5: 17, B7 and B8: 28)
+    config.augment.cutout = placeholder(int)  # pixels at level 10; None: 100 (autoaugment), 40 (randaugment)
+    config.augment.translate = placeholder(int)  # pixels at level 10; None: 250 (autoaugment), 100 (randaugment)
+    config.augment.on = placeholder(str)  # where the policy runs, 'host' or 'device'; None: 'device', but on CPUs 'host'
+    config.augment.mixup = placeholder(float)  # alpha of the Beta distribution (arXiv 1710.09412); None: off, as published
+    config.augment.cutmix = placeholder(float)  # alpha (arXiv 1905.04899); None: off
+    config.augment.erase = placeholder(float)  # probability of random erasing (arXiv 1708.04896); None: off
+    config.max_corrupt = 0  # unreadable examples that are passed over and named in the log; one more stops the run with all their names
+    config.cache = False  # keep the encoded training images in each host's memory; refused at start if they do not fit
 
     # Optimisation.
     config.batch_size = 4096  # images a step over all devices (arXiv 1905.11946 v5; the code's default is 2048)

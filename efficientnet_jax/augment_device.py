@@ -2,7 +2,8 @@
 
 `apply_ops` has the operations of data/augment_host.py, value for value. There are no branches: each operation is a setting of a few kernels that every
 image goes through (a tone curve, a blend, an equalisation, an affine map, a grey square), and the settings of the operations that an image did not draw
-leave it as it is. `mix` and `erase` work on normalised images and draw from each example's own seed.
+leave it as it is. `mix` and `erase` work on normalised images. What is applied was drawn on the host (data/policies.py), per example, so that the
+result is the same on any number of devices.
 """
 
 import jax
@@ -17,6 +18,41 @@ def apply_ops(images, ops):
     for layer in range(ops.shape[1]):
         images = _one_layer(images, ops[:, layer])
     return images
+
+
+def mix(images, mixes):
+    """Mixup and CutMix. float [N, H, W, 3], N even, float32 [N, 5] from data.policies.draw_mix -> float [N, H, W, 3].
+
+    The partner is the other image of each pair (2 i, 2 i + 1), which is on the same device: the order of examples is random already.
+    """
+    weight = mixes[:, 0][:, None, None, None].astype(images.dtype)
+    partners = partner(images)
+    return jnp.where(_inside(mixes[:, 1:], images), partners, weight * images + (1 - weight) * partners)
+
+
+def own_share(mixes, resolution):
+    """float32 [N, 5] -> float32 [N], the part of each mixed image that is its own, and so the weight of its own label."""
+    top, bottom, left, right = mixes[:, 1], mixes[:, 2], mixes[:, 3], mixes[:, 4]
+    return mixes[:, 0] * (1 - (bottom - top) * (right - left) / resolution**2)
+
+
+def partner(x):
+    """[N, ...] -> [N, ...], each pair's two elements swapped."""
+    return jnp.flip(x.reshape(x.shape[0] // 2, 2, *x.shape[1:]), axis=1).reshape(x.shape)
+
+
+def erase(images, boxes, key):
+    """Random erasing. Normalised float [N, H, W, 3], float32 [N, 4] from data.policies.draw_erase -> the same with noise N(0, 1) in the boxes."""
+    noise = jax.random.normal(key, images.shape, images.dtype)
+    return jnp.where(_inside(boxes, images), noise, images)
+
+
+def _inside(boxes, images):
+    """[N, 4] top, bottom, left, right -> bool [N, H, W, 1]."""
+    top, bottom, left, right = (boxes[:, i][:, None, None, None] for i in range(4))
+    rows = jnp.arange(images.shape[1], dtype=jnp.float32).reshape(1, -1, 1, 1)
+    columns = jnp.arange(images.shape[2], dtype=jnp.float32).reshape(1, 1, -1, 1)
+    return (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
 
 
 def _one_layer(images, ops):

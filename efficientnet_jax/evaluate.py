@@ -15,9 +15,13 @@ from efficientnet_jax.experiment import Experiment, as_dict, experiment
 from efficientnet_jax.mesh import put, replicated
 from efficientnet_jax.state import TrainState
 from efficientnet_jax.step import eval_step
+from efficientnet_jax.weights.start import Start
+from efficientnet_jax.weights.start import start as starting
 
 
-def evaluate_state(eval_fn, state: TrainState, source: sources.Source, exp: Experiment, batch_size: int) -> dict[str, dict[str, float]]:
+def evaluate_state(
+    eval_fn, state: TrainState, source: sources.Source, exp: Experiment, batch_size: int, max_corrupt: int = 0
+) -> dict[str, dict[str, float]]:
     """{'eval': {loss, top1, top5, count}, 'eval_ema': ...}; means over all examples, on every host the same.
 
     eval_fn is a jitted eval_step. eval_ema is there only if the state has a moving average.
@@ -27,7 +31,7 @@ def evaluate_state(eval_fn, state: TrainState, source: sources.Source, exp: Expe
         variables['eval_ema'] = jax.device_put(state.variables(ema=True), replicated(exp.mesh))  # mesh.shard_state may have split it
     sums: dict[str, list] = {split: [] for split in variables}
     hosts = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
-    batches = pipeline.eval_batches(source, batch_size=batch_size, preprocess=exp.preprocess, **hosts)
+    batches = pipeline.eval_batches(source, batch_size=batch_size, preprocess=exp.preprocess, max_corrupt=max_corrupt, **hosts)
     for batch in pipeline.prefetch(batches, functools.partial(put, exp.mesh)):
         for split, weights in variables.items():
             sums[split].append(eval_fn(weights, batch))
@@ -40,12 +44,15 @@ def evaluate_state(eval_fn, state: TrainState, source: sources.Source, exp: Expe
 
 
 def evaluate(config, workdir: str) -> dict:
-    """Scores the newest checkpoint of a workdir on config.eval_split and writes result.json. Raises ValueError without a checkpoint."""
+    """Scores the newest checkpoint of a workdir, or config.init_from where it has none, on config.eval_split and writes result.json.
+
+    Raises ValueError without either, and for weights of other classes than the data's.
+    """
     started = time.monotonic()
     source = sources.open_source(config.dataset, config.eval_split, config.data_dir)
     exp, state, step = restore(config, workdir, source.num_classes)
     eval_fn = jax.jit(functools.partial(eval_step, exp.module, exp.recipe), out_shardings=replicated(exp.mesh))
-    scores = evaluate_state(eval_fn, state, source, exp, config.eval_batch_size)
+    scores = evaluate_state(eval_fn, state, source, exp, config.eval_batch_size, config.max_corrupt)
     result = report.result('evaluate', as_dict(config), step, scores, len(source), time.monotonic() - started)
     if jax.process_index() == 0:
         report.write_json(os.path.join(workdir, 'result.json'), result)
@@ -54,13 +61,25 @@ def evaluate(config, workdir: str) -> dict:
     return result
 
 
-def restore(config, workdir: str, num_classes: int, best: bool = False) -> tuple[Experiment, TrainState, int]:
-    """The model of a config with the weights of the newest (or best) checkpoint in a workdir."""
+def restore(
+    config, workdir: str | None, num_classes: int, best: bool = False, start: Start | None = None
+) -> tuple[Experiment, TrainState, int]:
+    """The model of a config with the weights of the newest (or best) checkpoint in a workdir, or with those of config.init_from.
+
+    start: what weights.start gave for them, when it was called before. Raises ValueError with neither of them.
+    """
+    directory = None if workdir is None else os.path.join(os.path.abspath(workdir), 'checkpoints')
+    trained = directory is not None and os.path.isdir(directory)
+    if not trained and config.init_from is None:
+        raise ValueError(
+            f'workdir={workdir} has no checkpoints; train there first, give the --workdir of a training run, or name weights with '
+            '--config.init_from.'
+        )
+    start = start or starting(config, workdir, num_classes, new_head=trained)
     # The number of training images only sets the length of the schedule, which is not used after training.
-    exp = experiment(config, num_classes, train_examples=config.batch_size)
-    directory = os.path.join(os.path.abspath(workdir), 'checkpoints')
-    if not os.path.isdir(directory):
-        raise ValueError(f'workdir={workdir} has no checkpoints; train there first, or give the --workdir of a training run.')
+    exp = experiment(config, num_classes, train_examples=config.batch_size, start=start)
+    if not trained:
+        return exp, exp.init(start.variables), 0
     checkpoints = Checkpoints(directory, read_only=True)
     step = checkpoints.best_step() if best else (checkpoints.steps() or [None])[-1]
     if step is None:

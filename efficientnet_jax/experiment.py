@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from efficientnet_jax import architectures, mesh, models, optim
+from efficientnet_jax.data.policies import Augment
 from efficientnet_jax.data.preprocess import NORMALISATIONS, Preprocess
 from efficientnet_jax.state import TrainState, init_state
 from efficientnet_jax.step import Recipe
@@ -32,11 +33,14 @@ class Experiment(NamedTuple):
     preprocess: Preprocess
     mesh: Mesh
     seed: int
+    augment: Augment  # with `on` decided
     shard_state: bool = False
 
-    def init(self) -> TrainState:
-        """Initial state, computed straight into its shardings."""
-        return jax.jit(self._init, out_shardings=self.state_shardings())()
+    def init(self, variables=None) -> TrainState:
+        """Initial state, computed straight into its shardings; variables (NumPy, the classifier may lack) take the place of random ones."""
+        # A hundred random draws run once: on CPU, compiling them well takes three times as long as compiling them fast (benchmarks/compile_time.py).
+        fast = {'xla_backend_optimization_level': 0} if self.mesh.devices.flat[0].platform == 'cpu' else None
+        return jax.jit(self._init, out_shardings=self.state_shardings(), compiler_options=fast)(variables)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state, without computing it."""
@@ -53,8 +57,9 @@ class Experiment(NamedTuple):
             opt_state=mesh.split_over_data(self.mesh, shapes.opt_state), ema=mesh.split_over_data(self.mesh, shapes.ema)
         )
 
-    def _init(self) -> TrainState:
-        return init_state(self.module, self.optimizer, self.preprocess.resolution, self.seed, ema=self.recipe.ema_decay is not None)
+    def _init(self, variables=None) -> TrainState:
+        ema = self.recipe.ema_decay is not None
+        return init_state(self.module, self.optimizer, self.preprocess.resolution, self.seed, ema, variables)
 
 
 def as_dict(config) -> dict[str, Any]:
@@ -62,10 +67,15 @@ def as_dict(config) -> dict[str, Any]:
     return json.loads(config.to_json())
 
 
-def experiment(config, num_classes: int, train_examples: int, devices=None) -> Experiment:
-    """Raises ValueError with the knob, its value, the rule and a way out for every value that cannot work."""
+def experiment(config, num_classes: int, train_examples: int, devices=None, start=None) -> Experiment:
+    """start: weights.start.Start, whose flavour and preprocessing replace the config's; None from scratch.
+
+    Raises ValueError with the knob, its value, the rule and a way out for every value that cannot work.
+    """
     check(config)
-    architecture = architecture_of(config)
+    preprocess = preprocess_of(config, None if start is None else start.preprocess)
+    flavour = {} if start is None else start.flavour
+    architecture = dataclasses.replace(architecture_of(config), resolution=preprocess.resolution, **flavour)
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.spatial, devices)
     mesh.check_batch_size('batch_size', config.batch_size, device_mesh)
     mesh.check_batch_size('eval_batch_size', config.eval_batch_size, device_mesh)
@@ -76,19 +86,30 @@ def experiment(config, num_classes: int, train_examples: int, devices=None) -> E
         raise ValueError(
             f'batch_size={config.batch_size} must not exceed the {train_examples} training images; take at most {train_examples}.'
         )
+    augment = Augment(**config.augment)
+    mixing = config.augment.mixup is not None or config.augment.cutmix is not None
+    if mixing and config.batch_size % 2:
+        raise ValueError(f'batch_size={config.batch_size} must be even, since augment.mixup and augment.cutmix work on pairs of images.')
     horizon = optim.Horizon.of(train_examples, config.batch_size, config.epochs, config.steps)
-    module = models.build(architecture, num_classes, DTYPES[config.dtype], batch_norm_group=group, remat=config.remat)
-    crop = config.eval_crop_padding if config.eval_crop_fraction is None else config.eval_crop_fraction
-    preprocess = Preprocess(architecture.resolution, crop, config.interpolation, **NORMALISATIONS[config.normalisation])
+    module = models.build(
+        architecture,
+        num_classes,
+        DTYPES[config.dtype],
+        batch_norm_group=group,
+        remat=config.remat,
+        classifier_init_scale=config.classifier_init_scale,
+        freeze_batch_norm=config.freeze_batch_norm,
+    )
     return Experiment(
         module=module,
         optimizer=optim.optimizer(config, horizon),
         learning_rate=optim.learning_rate(config, horizon),
-        recipe=Recipe(config.seed, preprocess, config.label_smoothing, config.ema_decay),
+        recipe=Recipe(config.seed, preprocess, config.label_smoothing, config.ema_decay, frozen=config.backbone_lr_multiplier == 0),
         horizon=horizon,
         preprocess=preprocess,
         mesh=device_mesh,
         seed=config.seed,
+        augment=augment.placed(device_mesh.devices.flat[0].platform),
         shard_state=config.mesh.shard_state,
     )
 
@@ -97,6 +118,16 @@ def architecture_of(config) -> architectures.Architecture:
     """The named architecture with the config's resolution, dropout, drop_path and bn_momentum where they are set."""
     overrides = {knob: config[knob] for knob in ('resolution', 'dropout', 'drop_path', 'bn_momentum') if config[knob] is not None}
     return dataclasses.replace(architectures.get(config.model), **overrides)
+
+
+def preprocess_of(config, of_weights: Preprocess | None = None) -> Preprocess:
+    """How images are prepared: the config's knobs, or the weights' own where only resolution and eval_crop_fraction override."""
+    if of_weights is not None:
+        overrides = {'resolution': config.resolution, 'crop': config.eval_crop_fraction}
+        return dataclasses.replace(of_weights, **{knob: value for knob, value in overrides.items() if value is not None})
+    crop = config.eval_crop_padding if config.eval_crop_fraction is None else config.eval_crop_fraction
+    resolution = architecture_of(config).resolution
+    return Preprocess(resolution, crop, config.interpolation, **NORMALISATIONS[config.normalisation])
 
 
 def check(config) -> None:
@@ -110,10 +141,16 @@ def check(config) -> None:
     for knob, allowed in choices.items():
         if config[knob] not in allowed:
             raise ValueError(f'{knob}={config[knob]!r} must be one of {", ".join(allowed)}.')
+    if config.freeze_batch_norm and config.init_from is None:
+        raise ValueError('freeze_batch_norm=True needs init_from: the running statistics of random weights normalise nothing.')
+    if config.backbone_lr_multiplier == 0 and config.init_from is None:
+        raise ValueError('backbone_lr_multiplier=0 needs init_from: a frozen random backbone learns nothing; set init_from or 1.0.')
     ranges = {  # knob: (lowest, highest allowed), None for no limit
         'resolution': (8, None),
         'dropout': (0, 0.99),
         'drop_path': (0, 0.99),
+        'classifier_init_scale': (0, None),
+        'backbone_lr_multiplier': (0, None),
         'bn_momentum': (0, 1),
         'epochs': (0, None),
         'steps': (0, None),
@@ -129,6 +166,7 @@ def check(config) -> None:
         'keep_best': (0, None),
         'log_every_steps': (1, None),
         'nan_rollbacks': (0, None),
+        'max_corrupt': (0, None),
     }
     for knob, (low, high) in ranges.items():
         value = config[knob]

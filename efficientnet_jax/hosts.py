@@ -112,13 +112,11 @@ class StopNotice:
         self._asked = True
 
 
-def lock(workdir: str) -> TextIO | None:
+def lock(workdir: str) -> TextIO:
     """Holds workdir for this process until the file that it returns is closed or the process ends, however it ends.
 
-    Process 0 of a run calls it. Raises ValueError when another process holds it. An object store (gs://...) has no such locks: None.
+    Process 0 of a run calls it. Raises ValueError when another process holds it.
     """
-    if '://' in workdir:
-        return None
     path = os.path.join(workdir, '.lock')
     file = open(path, 'a+')  # noqa: SIM115 the lock lives as long as the file is open
     try:

@@ -68,7 +68,20 @@ def optimizer(config, horizon: Horizon) -> optax.GradientTransformation:
       weight decay is added to the gradient (an L2 term in the loss), so it passes through the normalisation.
     sgd: momentum, weight decay added to the gradient.
     adamw: weight decay decoupled and times the learning rate (optax.adamw).
+    With backbone_lr_multiplier other than 1, updates of all but the classifier are multiplied by it at the end, weight decay included.
     """
+    base = _optimizer(config, horizon)
+    multiplier = config.backbone_lr_multiplier
+    if multiplier == 1:
+        return base
+
+    def backbone(params):
+        return {name: jax.tree.map(lambda _, name=name: name != 'classifier', value) for name, value in params.items()}
+
+    return optax.chain(base, optax.masked(optax.scale(multiplier), backbone))
+
+
+def _optimizer(config, horizon: Horizon) -> optax.GradientTransformation:
     rate = learning_rate(config, horizon)
     coupled = optax.add_decayed_weights(config.weight_decay, mask=decayed)
     if config.optimizer == 'rmsprop':

@@ -18,7 +18,9 @@ def draw_curves(metrics_path: str, picture_path: str, title: str = '') -> None:
         for style, split in zip(LINES, ('train', 'eval', 'eval_ema'), strict=False):
             points = [(line['step'], line[name]) for line in lines if line['split'] == split and name in line]
             if points:
-                axis.plot(*zip(*points, strict=True), style, color='black', label=split, marker='o' if len(points) < 30 else None, markersize=3)
+                axis.plot(
+                    *zip(*points, strict=True), style, color='black', label=split, marker='o' if len(points) < 30 else None, markersize=3
+                )
         axis.set(xlabel='step', ylabel=label)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False)

@@ -1,7 +1,8 @@
-"""Top-5 classes for image files, with the weights that a training run left."""
+"""Top-5 classes or features of image files, with the weights that a training run left or that config.init_from names."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 
@@ -9,32 +10,63 @@ import jax
 import numpy as np
 
 from efficientnet_jax.data import sources
+from efficientnet_jax.data.folder import IMAGE_SUFFIXES
 from efficientnet_jax.evaluate import restore
+from efficientnet_jax.weights.start import start as starting
+
+BATCH = 32  # images run at once: a folder of any size fits in memory
 
 
-def predict(config, workdir: str, images: list[str], as_json: bool = False) -> list[dict]:
-    """Prints the top-5 (or all, if fewer classes) of each image file and returns them.
+def predict(
+    config, workdir: str | None, images: list[str], as_json: bool = False, picture: str | None = None, features: str | None = None
+) -> list[dict]:
+    """Prints the top-5 (or all, if fewer classes) of each image and returns [{'image', 'step', 'top': [{'class', 'name', 'probability'}]}].
 
-    Uses the best evaluated checkpoint, and the EMA weights where there are any. Raises ValueError, before any model is
-    built, when no file is named or one is missing or not a readable image.
+    Uses the best evaluated checkpoint of the workdir, and the EMA weights where there are any; without checkpoints config.init_from.
+    images: files, or folders of which all images are taken. as_json: prints one JSON list instead.
+    picture: a .png file to write, each image with its top-5 beside it.
+    features: a .npz file to write: 'pooled' float32 [N, C], 'logits' float32 [N, classes], 'images' the N paths.
+    Raises ValueError, before any model is built, when no image is named or one is missing or not readable.
     """
-    if not images:
-        raise ValueError('mode=predict needs image files: main.py --config=... --workdir=... --mode=predict a.jpg b.png')
-    encoded = {path: read(path) for path in images}
-    source = sources.open_source(config.dataset, config.eval_split, config.data_dir)
-    exp, state, step = restore(config, workdir, source.num_classes, best=True)
-    pixels = np.stack([exp.preprocess.to_uint8(data, name=path) for path, data in encoded.items()])
-    variables = state.variables(ema=state.ema is not None)
-    forward = jax.jit(lambda variables, x: jax.nn.softmax(exp.module.apply(variables, exp.preprocess.normalise(x), train=False)))
-    probabilities = np.asarray(forward(variables, pixels))
-    names = source.class_names or [str(i) for i in range(source.num_classes)]
+    for flag, path, suffix in (('--picture', picture, '.png'), ('--features', features, '.npz')):
+        if path is not None and not path.endswith(suffix):
+            raise ValueError(f'{flag}={path!r} must end in {suffix}.')
+    paths = find(images)
+    start = starting(config, workdir)
+    source = None if start is not None else sources.open_source(config.dataset, config.eval_split, config.data_dir)
+    num_classes = source.num_classes if start is None else start.num_classes
+    names = (source if start is None else start).class_names or [str(i) for i in range(num_classes)]
+    exp, state, step = restore(config, workdir, num_classes, best=True, start=start)
+    ends = run(exp.module, state.variables(ema=state.ema is not None), exp.preprocess, paths)
     predictions = []
-    for path, row in zip(encoded, probabilities, strict=True):
+    for path, row in zip(paths, np.asarray(jax.nn.softmax(ends['logits'])), strict=True):
         best = np.argsort(-row, kind='stable')[:5]
         top = [{'class': int(i), 'name': names[i], 'probability': round(float(row[i]), 6)} for i in best]
         predictions.append({'image': path, 'step': step, 'top': top})
     show(predictions, as_json)
+    if features is not None:
+        np.savez(features, images=np.array(paths), **ends)
+    if picture is not None:
+        draw(predictions, picture)
     return predictions
+
+
+def run(module, variables, preprocess, paths: list[str]) -> dict[str, np.ndarray]:
+    """{'pooled': float32 [N, C], 'logits': float32 [N, classes]} of image files, prepared as the weights want it. Raises ValueError as read."""
+
+    @jax.jit
+    def forward(variables, x):
+        ends = module.apply(variables, preprocess.normalise(x), train=False, features=True)
+        return {name: ends[name] for name in ('pooled', 'logits')}
+
+    size = min(BATCH, len(paths))
+    pixels = [preprocess.to_uint8(read(path), name=path) for path in paths]
+    parts = []
+    for i in range(0, len(pixels), size):
+        batch = pixels[i : i + size]
+        padded = np.stack(batch + [batch[-1]] * (size - len(batch)))  # one shape, one compilation
+        parts.append({name: np.asarray(value)[: len(batch)] for name, value in forward(variables, padded).items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def show(predictions: list[dict], as_json: bool) -> None:
@@ -47,9 +79,50 @@ def show(predictions: list[dict], as_json: bool) -> None:
             print(f'  {top["probability"]:7.2%}  {top["name"]}')
 
 
+def draw(predictions: list[dict], path: str) -> None:
+    """A .png with two images a row, each with its top-5 as bars beside it."""
+    import PIL.Image
+    from matplotlib.figure import Figure
+
+    rows = -(-len(predictions) // 2)
+    figure = Figure(figsize=(12, 2.2 * rows), layout='constrained')
+    axes = np.reshape(figure.subplots(rows, 4, squeeze=False), (-1, 2))
+    for i, (photo, bars) in enumerate(axes):
+        photo.axis('off')
+        if i >= len(predictions):
+            bars.axis('off')
+            continue
+        prediction = predictions[i]
+        photo.imshow(PIL.Image.open(io.BytesIO(read(prediction['image']))).convert('RGB'))
+        photo.set_title(os.path.basename(prediction['image']), fontsize=8)
+        top = prediction['top'][::-1]
+        bars.barh(range(len(top)), [item['probability'] for item in top], color='#9ecae1')
+        for y, item in enumerate(top):
+            bars.text(0.01, y, f'{item["name"]}  {item["probability"]:.1%}', va='center', fontsize=8)
+        bars.set(xlim=(0, 1), xticks=[], yticks=[])
+        bars.spines[:].set_visible(False)
+    figure.savefig(path, dpi=100)
+
+
+def find(images: list[str]) -> list[str]:
+    """Files as they are named, and the image files of named folders at any depth, sorted. Raises ValueError for a name that is neither."""
+    if not images:
+        raise ValueError('mode=predict needs image files or folders: main.py --config=... --workdir=... --mode=predict a.jpg photos/')
+    paths = []
+    for image in images:
+        if os.path.isdir(image):
+            inside = [os.path.join(folder, name) for folder, _, files in os.walk(image) for name in files]
+            inside = sorted(path for path in inside if path.lower().endswith(IMAGE_SUFFIXES))
+            if not inside:
+                raise ValueError(f'{image} is a folder without image files ({", ".join(IMAGE_SUFFIXES)}).')
+            paths += inside
+        elif os.path.isfile(image):
+            paths.append(image)
+        else:
+            raise ValueError(f'{image} is not a file; name image files (JPEG, PNG, GIF, BMP).')
+    return paths
+
+
 def read(path: str) -> bytes:
-    """An image file's bytes. Raises ValueError when it is missing or cannot be decoded."""
-    if not os.path.isfile(path):
-        raise ValueError(f'{path} is not a file; name image files (JPEG, PNG, GIF, BMP).')
     with open(path, 'rb') as f:
         return f.read()

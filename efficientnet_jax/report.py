@@ -45,6 +45,10 @@ def claim_workdir(workdir: str, config: dict) -> TextIO | None:
     another config's run is there (with the knobs that differ), another process holds it or the hosts do not share it, and OSError
     when it cannot be written.
     """
+    if '://' in workdir:
+        raise ValueError(
+            f'workdir={workdir} must be a folder: an object store can neither append metrics nor lock. Mount shared storage (launch/README.md).'
+        )
     locks = []
 
     def claim():

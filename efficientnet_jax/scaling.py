@@ -42,7 +42,9 @@ def scale(architecture: Architecture, *, depth: float = 1.0, width: float = 1.0,
     """
     for knob, value in (('depth', depth), ('width', width), ('resolution', resolution)):
         if not 0 < value <= 16:
-            raise ValueError(f'{knob}={value} must be a multiplier in (0, 16]; for pixels use dataclasses.replace(architecture, resolution=...).')
+            raise ValueError(
+                f'{knob}={value} must be a multiplier in (0, 16]; for pixels use dataclasses.replace(architecture, resolution=...).'
+            )
     return dataclasses.replace(
         architecture,
         depth=architecture.depth * depth,

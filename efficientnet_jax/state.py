@@ -25,11 +25,16 @@ class TrainState:
         return self.ema if ema else {'params': self.params, 'batch_stats': self.batch_stats}
 
 
-def init_state(module, optimizer: optax.GradientTransformation, resolution: int, seed: int, ema: bool) -> TrainState:
-    """Initial state as a pure function of the seed; jit it with output shardings, or eval_shape it."""
+def init_state(module, optimizer: optax.GradientTransformation, resolution: int, seed: int, ema: bool, start=None) -> TrainState:
+    """Initial state as a pure function of the seed; jit it with output shardings, or eval_shape it.
+
+    start: {'params', 'batch_stats'} that replace the random ones, whole modules at a time: what lacks there stays random.
+    """
     images = jnp.zeros((1, resolution, resolution, 3))
     variables = module.init(jax.random.key(seed), images, train=False)
     params, batch_stats = variables['params'], variables.get('batch_stats', {})
+    if start is not None:
+        params, batch_stats = params | jax.tree.map(jnp.array, start['params']), jax.tree.map(jnp.array, start['batch_stats'])
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

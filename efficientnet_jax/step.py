@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from efficientnet_jax import augment_device
 from efficientnet_jax.data.preprocess import Preprocess
 from efficientnet_jax.losses import cross_entropy, metric_sums
 from efficientnet_jax.optim import ema_decay
@@ -26,6 +27,7 @@ class Recipe:
     preprocess: Preprocess  # its normalisation runs on the device: uint8 images are a quarter of the bytes on the host's link
     label_smoothing: float = 0.0
     ema_decay: float | None = None
+    frozen: bool = False  # all but the classifier: no gradients are computed there
 
 
 def pixels(recipe: Recipe, batch: dict[str, jax.Array]) -> jax.Array:
@@ -33,19 +35,48 @@ def pixels(recipe: Recipe, batch: dict[str, jax.Array]) -> jax.Array:
     return recipe.preprocess.normalise(batch['image'][:, : recipe.preprocess.resolution])
 
 
+def train_inputs(recipe: Recipe, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+    """As `pixels`, augmented as the batch's draws say: those of 'ops', 'erase' and 'mix' that are in it (pipeline.train_batches)."""
+    if 'ops' in batch:
+        batch = batch | {'image': augment_device.apply_ops(batch['image'][:, : recipe.preprocess.resolution], batch['ops'])}
+    images = pixels(recipe, batch)
+    if 'erase' in batch:
+        images = augment_device.erase(images, batch['erase'], jax.random.fold_in(key, 1))
+    return augment_device.mix(images, batch['mix']) if 'mix' in batch else images
+
+
+def seen_pixels(recipe: Recipe, batch: dict[str, jax.Array], count: int) -> dict[str, jax.Array]:
+    """The first images of a batch as the network sees them at step 0: {'image': uint8 [count, H, W, 3], 'label': int32 [count]}."""
+    key = jax.random.fold_in(jax.random.key(recipe.seed), 0)
+    mean, std = (jnp.array(numbers, jnp.float32).reshape(1, 1, 1, 3) for numbers in (recipe.preprocess.mean, recipe.preprocess.std))
+    images = train_inputs(recipe, batch, key)[:count] * std + mean
+    return {'image': jnp.clip(jnp.round(images), 0, 255).astype(jnp.uint8), 'label': batch['label'][:count]}
+
+
+def targets(recipe: Recipe, batch: dict[str, jax.Array], num_classes: int) -> jax.Array:
+    """Labels [N], or where images are mixed the probabilities [N, K] of the own and the partner's label."""
+    if 'mix' not in batch:
+        return batch['label']
+    share = augment_device.own_share(batch['mix'], recipe.preprocess.resolution)[:, None]
+    own = jax.nn.one_hot(batch['label'], num_classes)
+    return share * own + (1 - share) * augment_device.partner(own)
+
+
 def train_step(module, optimizer: optax.GradientTransformation, recipe: Recipe, state: TrainState, batch: dict[str, jax.Array]):
-    """One update. batch: image uint8 [N, H, W, 3], label int32 [N]. Returns (state, metrics).
+    """One update. batch: image uint8 [N, H, W, 3], label int32 [N], and what train_inputs takes. Returns (state, metrics).
 
     metrics are sums over the batch (loss with label smoothing, top1, top5, count) and grad_norm, the global norm of the
     gradients before weight decay.
     """
     key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
-    images = pixels(recipe, batch)
+    images = train_inputs(recipe, batch, key)
 
     def loss_fn(params):
+        if recipe.frozen:
+            params = {name: value if name == 'classifier' else jax.lax.stop_gradient(value) for name, value in params.items()}
         variables = {'params': params, 'batch_stats': state.batch_stats}
         logits, updated = module.apply(variables, images, train=True, mutable=['batch_stats'], rngs={'dropout': key})
-        losses = cross_entropy(logits, batch['label'], recipe.label_smoothing)
+        losses = cross_entropy(logits, targets(recipe, batch, logits.shape[-1]), recipe.label_smoothing)
         return jnp.mean(losses), (logits, updated['batch_stats'], jnp.sum(losses))
 
     grads, (logits, batch_stats, loss_sum) = jax.grad(loss_fn, has_aux=True)(state.params)

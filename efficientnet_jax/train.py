@@ -19,8 +19,12 @@ from efficientnet_jax.data import pipeline, sources
 from efficientnet_jax.evaluate import evaluate_state
 from efficientnet_jax.experiment import as_dict, experiment
 from efficientnet_jax.mesh import put, replicated
-from efficientnet_jax.plots import draw_curves
-from efficientnet_jax.step import eval_step, train_step
+from efficientnet_jax.plots import contact_sheet, draw_curves
+from efficientnet_jax.step import eval_step, seen_pixels, train_step
+from efficientnet_jax.weights.start import start as starting
+from efficientnet_jax.weights.workdir import write_description
+
+SHEET_IMAGES = 32
 
 
 class NotFinite(FloatingPointError):
@@ -28,7 +32,7 @@ class NotFinite(FloatingPointError):
 
 
 def train(config, workdir: str) -> dict:
-    """Trains, evaluates on schedule and leaves config.json, metrics.jsonl, tensorboard/, checkpoints/, curves.png and result.json.
+    """Trains, evaluates on schedule and leaves config.json, metrics.jsonl, tensorboard/, augmented.png, checkpoints/, curves.png and result.json.
 
     Returns the content of result.json. Raises ValueError for a config that cannot work (before anything is compiled) or a workdir
     in use, NotFinite with the step and the last good checkpoint when the loss or gradients are NaN or Inf and config.nan_rollbacks
@@ -36,8 +40,11 @@ def train(config, workdir: str) -> dict:
     """
     started = time.monotonic()
     source = sources.open_source(config.dataset, config.train_split, config.data_dir)
+    if config.cache:
+        source = sources.CachedSource(source)
     eval_source = sources.open_source(config.dataset, config.eval_split, config.data_dir)
-    exp = experiment(config, source.num_classes, len(source))
+    start = starting(config, workdir, source.num_classes, new_head=True)
+    exp = experiment(config, source.num_classes, len(source), start=start)
     settings = as_dict(config)
     lock = report.claim_workdir(workdir, settings)
     stop = hosts.StopNotice()
@@ -50,7 +57,9 @@ def train(config, workdir: str) -> dict:
     window = note.get('window', [])  # metrics of the steps since the last log line, when the run was stopped between two lines
     skipped, rollbacks = note.get('skipped', 0), note.get('rollbacks', 0)
     if state is None:
-        state = exp.init()
+        if jax.process_index() == 0:
+            write_description(workdir, exp.module.architecture, source.num_classes, exp.preprocess, source.class_names)
+        state = exp.init(None if start is None else start.variables)
     elif first_step >= total_steps and not window and os.path.exists(result_path):
         checkpoints.close()
         stop.close()
@@ -68,7 +77,7 @@ def train(config, workdir: str) -> dict:
         """Batch k of the stream belongs to step k + 1, but for the batches that rollbacks have skipped."""
         stream = pipeline.train_batches(
             source, batch_size=config.batch_size, resolution=exp.preprocess.resolution, seed=config.seed, start_step=step + skipped,
-            augment=config.augment, interpolation=config.interpolation,
+            augment=exp.augment, interpolation=exp.preprocess.interpolation, max_corrupt=config.max_corrupt,
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
         return pipeline.prefetch(stream, functools.partial(put, exp.mesh))
@@ -82,7 +91,10 @@ def train(config, workdir: str) -> dict:
     try:
         while step < total_steps or between_lines:
             if not between_lines:
-                state, metrics = step_fn(state, next(batches))
+                batch = next(batches)
+                if step == 0:
+                    draw_inputs(exp, batch, source.class_names, os.path.join(workdir, 'augmented.png'))
+                state, metrics = step_fn(state, batch)
                 step += 1
                 window.append(metrics)
                 if step == first_step + 1:
@@ -124,7 +136,7 @@ def train(config, workdir: str) -> dict:
                 )
                 window, since, batches.waited = [], now, 0.0
             if evaluating:
-                scores = evaluate_state(eval_fn, state, eval_source, exp, config.eval_batch_size)
+                scores = evaluate_state(eval_fn, state, eval_source, exp, config.eval_batch_size, config.max_corrupt)
                 for split, score in scores.items():
                     writer.write(step, split, **score)
                 progress.say(f'step {step}: ' + ', '.join(f'{split} top-1 {score["top1"]:.2%}' for split, score in scores.items()))
@@ -139,7 +151,7 @@ def train(config, workdir: str) -> dict:
         stop.close()
     checkpoints.close()
     if scores is None:  # everything was trained before, but the run ended before its result was written
-        scores = evaluate_state(eval_fn, state, eval_source, exp, config.eval_batch_size)
+        scores = evaluate_state(eval_fn, state, eval_source, exp, config.eval_batch_size, config.max_corrupt)
 
     result = report.result(
         'train', settings, total_steps, scores, (total_steps - first_step) * config.batch_size, time.monotonic() - started
@@ -151,6 +163,15 @@ def train(config, workdir: str) -> dict:
     if lock is not None:
         lock.close()
     return result
+
+
+def draw_inputs(exp, batch, class_names, path: str) -> None:
+    """A contact sheet of the first images of a batch as the network sees them at step 0, written by process 0."""
+    see = jax.jit(functools.partial(seen_pixels, exp.recipe, count=SHEET_IMAGES), out_shardings=replicated(exp.mesh))
+    seen = jax.device_get(see(batch))
+    if jax.process_index() == 0:
+        names = class_names or range(exp.module.num_classes)
+        contact_sheet(seen['image'], [str(names[label]).split(',')[0][:16] for label in seen['label']], path)
 
 
 def floats(metrics) -> dict[str, float]:

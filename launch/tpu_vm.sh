@@ -11,7 +11,8 @@
 #
 # Knobs, from the environment: NAME (efficientnet) ZONE (us-west4-a) TYPE (v5litepod-8) VERSION of the runtime (v2-alpha-tpuv5-lite)
 # SPOT=1 for spot capacity, QUEUED=0 to create at once or fail, RESERVED=1 for a reservation, PROJECT (gcloud's own), EXTRA for
-# further words of the create command, NFS=ADDRESS:/SHARE that setup mounts at /mnt/runs on every host, POLL seconds between looks (30). DRY_RUN=1 prints the gcloud commands and runs none.
+# further words of the create command, NFS=ADDRESS:/SHARE that setup mounts at /mnt/runs on every host, POLL seconds between looks
+# (30). DRY_RUN=1 prints the gcloud commands and runs none.
 #
 # A host starts main.py again while it ends with neither 0 (done) nor 1 (a person must look); see until_done.sh. The run goes on from
 # its newest checkpoint, so --workdir must be on storage that all hosts share and that outlives them.
@@ -24,7 +25,7 @@ VERSION=${VERSION:-v2-alpha-tpuv5-lite}
 POLL=${POLL:-30}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-usage() { sed -n '2,18s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,19s/^# \{0,1\}//p' "$0"; }
 
 fail() {
     echo "$*" >&2

@@ -80,7 +80,16 @@ def test_stem_head_and_outer_repeats_of_lite_are_fixed():
 
 @pytest.mark.parametrize(
     ('width', 'stem', 'head'),
-    [(1.0, 32, 1280), (1.1, 32, 1408), (1.2, 40, 1536), (1.4, 48, 1792), (1.6, 48, 2048), (1.8, 56, 2304), (2.0, 64, 2560), (4.3, 136, 5504)],
+    [
+        (1.0, 32, 1280),
+        (1.1, 32, 1408),
+        (1.2, 40, 1536),
+        (1.4, 48, 1792),
+        (1.6, 48, 2048),
+        (1.8, 56, 2304),
+        (2.0, 64, 2560),
+        (4.3, 136, 5504),
+    ],
 )
 def test_round_filters(width, stem, head):
     assert (scaling.round_filters(32, width), scaling.round_filters(1280, width)) == (stem, head)

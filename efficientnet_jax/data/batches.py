@@ -1,9 +1,12 @@
 """The machinery under pipeline.py: threads that read ahead, tf.data that decodes, and what happens when an example is unreadable."""
 
+import atexit
 import collections
 import concurrent.futures
 import functools
+import logging
 import threading
+import weakref
 
 import numpy as np
 
@@ -139,6 +142,8 @@ class Batches:
 
     def _add_corrupt(self, index, message):
         with self._lock:
+            if index not in self.corrupt:
+                logging.getLogger(__name__).warning('Passed over: %s', message)
             self.corrupt[index] = message
             if len(self.corrupt) > self._max_corrupt:
                 listed = '\n  '.join(self.corrupt.values())
@@ -166,6 +171,7 @@ class _Stream:
         self._chunks = chunks
         self._stop = False
         self._read_threads = read_threads
+        _OPEN.add(self)
         self._pool = concurrent.futures.ThreadPoolExecutor(read_threads, thread_name_prefix='read')
         spec = {name: tf.TensorSpec([None], dtype) for name, dtype in _READ.items()}
         spec |= {name: tf.TensorSpec([None, *values.shape[1:]], values.dtype) for name, values in draws.items()}
@@ -192,7 +198,10 @@ class _Stream:
             for chunk in self._chunks:
                 if self._stop:
                     return
-                pending.append(self._pool.submit(chunk))
+                try:
+                    pending.append(self._pool.submit(chunk))
+                except RuntimeError:  # closed meanwhile, or the interpreter is at its end
+                    return
                 if len(pending) >= ahead:
                     done = pending.popleft().result()
                     chunk_bytes = sum(len(encoded) for encoded in done['encoded'])
@@ -201,5 +210,17 @@ class _Stream:
             while pending:
                 yield pending.popleft().result()
         except (Exception, concurrent.futures.CancelledError) as e:
+            if self._stop:
+                return
             self.error = e
             raise
+
+
+_OPEN = weakref.WeakSet()  # streams that are not closed
+
+
+@atexit.register
+def _close_all():
+    """TensorFlow complains when an iterator over a Python generator outlives Python."""
+    for stream in list(_OPEN):
+        stream.close()

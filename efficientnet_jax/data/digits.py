@@ -1,5 +1,7 @@
 """The 1,797 handwritten digits inside the scikit-learn wheel as a TFDS data set: real images, no download."""
 
+import contextlib
+import io
 import os
 import pathlib
 import shutil
@@ -7,6 +9,7 @@ import tempfile
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
 TEST_EXAMPLES = 297
 SPLIT_SEED = 0
@@ -67,7 +70,8 @@ def builder(data_dir=None):
     Raises OSError, naming the folder, when it cannot be written.
     """
     data_dir = os.path.expanduser(str(data_dir or tfds.core.constants.DATA_DIR))
-    result = Digits(data_dir=data_dir, file_format='array_record')
+    with quiet():
+        result = Digits(data_dir=data_dir, file_format='array_record')
     if result.is_prepared():
         return result
     target = pathlib.Path(str(result.data_path))
@@ -80,7 +84,8 @@ def builder(data_dir=None):
         ) from e
     try:
         copy = Digits(data_dir=private, file_format='array_record')
-        copy.download_and_prepare()
+        with quiet():
+            copy.download_and_prepare()
         os.rename(str(copy.data_path), target)
     except OSError:
         if not Digits(data_dir=data_dir, file_format='array_record').is_prepared():
@@ -88,3 +93,17 @@ def builder(data_dir=None):
     finally:
         shutil.rmtree(private, ignore_errors=True)
     return Digits(data_dir=data_dir, file_format='array_record')
+
+
+@contextlib.contextmanager
+def quiet():
+    """No progress bars and notes of TFDS, which tell of downloads that there are none of."""
+    verbosity = logging.get_verbosity()
+    tfds.disable_progress_bar()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        tfds.enable_progress_bar()

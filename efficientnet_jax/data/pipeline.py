@@ -30,19 +30,19 @@ def train_batches(
 ):
     """Returns an endless iterator of {'image': uint8 [b, R, R, 3], 'label': int32 [b], 'index': int64 [b]}.
 
-    b = batch_size / process_count. An unreadable example is replaced by the next readable one and counted. With augment.on='device' and a
-    policy also 'ops', float32 [b, layers, 4], the operations to apply (policies.draw); with mixup, cutmix or erase also 'seed',
-    int32 [b, 2], what augment_device draws them from.
+    b = batch_size / process_count. An unreadable example is replaced by the next readable one and counted. What is left to the device comes as draws:
+    with augment.on='device' and a policy 'ops', float32 [b, layers, 4] (policies.draw); with mixup or cutmix 'mix', float32 [b, 5]
+    (policies.draw_mix); with erase 'erase', float32 [b, 4] (policies.draw_erase).
 
     batch_size: images a step over all hosts.
     start_step: the global step of the first batch.
-    augment: Augment, or a mapping of its knobs.
+    augment: Augment, or a mapping of its knobs; augment.on=None is 'host' here.
     max_corrupt: how many unreadable examples are passed over before UnreadableExamples names them all; `.corrupt` holds them.
     read_threads: threads that read files. decode_threads: threads of tf.data; None means one a core.
 
     `.close()` stops the threads. Raises ValueError before anything starts when the numbers do not fit together.
     """
-    augment = augment if isinstance(augment, Augment) else Augment(**(augment or {}))
+    augment = (augment if isinstance(augment, Augment) else Augment(**(augment or {}))).placed('cpu')
     decode.check_interpolation(interpolation)
     _check(source, batch_size, process_index, process_count, max_corrupt, read_threads)
     if resolution < 1 or start_step < 0:
@@ -54,14 +54,22 @@ def train_batches(
         draws = {'seed': order.example_seeds(seed, epochs, indices)}
         if augment.policy is not None:
             draws['ops'] = policies.draw(draws['seed'], augment)
+        if augment.mixup is not None or augment.cutmix is not None:
+            draws['mix'] = policies.draw_mix(draws['seed'], augment, resolution)
+        if augment.erase is not None:
+            draws['erase'] = policies.draw_erase(draws['seed'], augment, resolution)
         return indices, draws
 
     def image(encoded, orientation, draws):
         pixels = crops.train_image(encoded, orientation, draws['seed'], resolution, interpolation, augment)
         return augment_host.apply(pixels, draws['ops']) if augment.policy is not None and augment.on == 'host' else pixels
 
-    keep = ('seed',) if augment.mixes() else ()
-    keep += ('ops',) if augment.policy is not None and augment.on == 'device' else ()
+    on_device = {
+        'ops': augment.policy is not None and augment.on == 'device',
+        'mix': augment.mixup is not None or augment.cutmix is not None,
+        'erase': augment.erase is not None,
+    }
+    keep = tuple(name for name, is_on in on_device.items() if is_on)
     size = batch_size // process_count
     return Batches(source, plan, image, start_step, None, size, max_corrupt, read_threads, decode_threads, masked=False, keep=keep)
 

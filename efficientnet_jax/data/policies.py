@@ -52,9 +52,9 @@ AUTOAUGMENT_V0 = (
 )
 
 CROPS = ('random_area', 'pad', 'resize')
-POLICIES = ('autoaugment_v0', 'randaugment')
+POLICIES = ('autoaugment', 'randaugment')
 PLACES = ('host', 'device')
-CONSTANTS = {'autoaugment_v0': {'cutout': 100, 'translate': 250}, 'randaugment': {'cutout': 40, 'translate': 100}}  # pixels at level 10
+CONSTANTS = {'autoaugment': {'cutout': 100, 'translate': 250}, 'randaugment': {'cutout': 40, 'translate': 100}}  # pixels at level 10
 SIGNED = frozenset(NUMBER[name] for name in ('Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY'))
 
 
@@ -68,12 +68,13 @@ class Augment:
       before the centre crop. All for 'random_area'. Source: tensorflow/tpu efficientnet/preprocessing.py, _decode_and_random_crop.
     pad: pixels on each side at the network's resolution, for 'pad'. 4 at 32 px is the usual CIFAR choice (He et al. 2015, section 4.2).
     flip: probability of a left-right flip. Source: as above, 0.5. None for digits, where a mirrored 2 is no digit.
-    policy: 'autoaugment_v0', 'randaugment' or None.
+    policy: 'autoaugment', 'randaugment' or None.
     layers, magnitude: operations per image and their level, of 'randaugment' (arXiv 1909.13719; level 10 is the unit of the tables).
-    cutout, translate: pixels at level 10; None for the published 100 and 250 (autoaugment_v0), 40 and 100 (randaugment).
-    on: 'host' or 'device', where the policy runs; the operations drawn are the same.
-    mixup, cutmix: alpha of the Beta distribution of the weight (arXiv 1710.09412, 1905.04899); with both, each pair draws one of the two.
-    erase: probability of random erasing (arXiv 1708.04896).
+    cutout, translate: pixels at level 10; None for the published 100 and 250 (autoaugment), 40 and 100 (randaugment).
+    on: 'host' or 'device', where the policy runs; the operations drawn are the same, and so are the pixels. None: on the device of TPUs and
+      GPUs, on the host of CPUs (see `placed`).
+    mixup, cutmix: alpha of the Beta distribution of the weight (arXiv 1710.09412, 1905.04899); with both, each image draws one of the two.
+    erase: probability of random erasing with noise (arXiv 1708.04896). These three run on the device, on the batch.
     """
 
     crop: str = 'random_area'
@@ -87,14 +88,15 @@ class Augment:
     magnitude: float = 10.0
     cutout: int | None = None
     translate: int | None = None
-    on: str = 'host'
+    on: str | None = None
     mixup: float | None = None
     cutmix: float | None = None
     erase: float | None = None
 
     def __post_init__(self):
         _one_of('crop', self.crop, CROPS)
-        _one_of('on', self.on, PLACES)
+        if self.on is not None:
+            _one_of('on', self.on, PLACES, or_none=True)
         if self.policy is not None:
             _one_of('policy', self.policy, POLICIES, or_none=True)
         for name, (low, high), most in (('area', self.area, 1), ('ratio', self.ratio, float('inf'))):
@@ -114,9 +116,9 @@ class Augment:
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f'augment.{name}={getattr(self, name)} must be above 0, or None for no {name}.')
 
-    def mixes(self):
-        """Returns whether something is on that works on the batch on the device."""
-        return self.mixup is not None or self.cutmix is not None or self.erase is not None
+    def placed(self, platform):
+        """The same with `on` decided: on a CPU the host's C++ is faster, an accelerator waits for the host (benchmarks/input_pipeline.py)."""
+        return self if self.on is not None else dataclasses.replace(self, on='host' if platform == 'cpu' else 'device')
 
 
 def _one_of(name, value, allowed, or_none=False):
@@ -151,7 +153,7 @@ def table(augment):
     """
     constants = dict(CONSTANTS[augment.policy])
     constants.update({name: getattr(augment, name) for name in constants if getattr(augment, name) is not None})
-    if augment.policy == 'autoaugment_v0':
+    if augment.policy == 'autoaugment':
         rows = AUTOAUGMENT_V0
     else:
         rows = [((name, 1.0, augment.magnitude),) * augment.layers for name in OPS[1:]]
@@ -170,7 +172,7 @@ def draw(seeds, augment):
     choices, layers = numbers.shape
     u = _uniforms(seeds, 5 * layers).reshape(len(seeds), layers, 5)
     row = (u[:, :, 0] * choices).astype(np.int64)
-    if augment.policy == 'autoaugment_v0':
+    if augment.policy == 'autoaugment':
         row[:] = row[:, :1]  # the layers of one sub-policy belong together
     layer = np.arange(layers)
     number = np.where(u[:, :, 1] < probabilities[row, layer], numbers[row, layer], NUMBER['Identity'])
@@ -178,8 +180,48 @@ def draw(seeds, augment):
     return np.stack([number, sign * arguments[row, layer], u[:, :, 3], u[:, :, 4]], axis=-1).astype(np.float32)
 
 
-def _uniforms(seeds, count):
-    """int32 [n, 2] -> float64 [n, count] in [0, 1)."""
+def draw_mix(seeds, augment, resolution):
+    """int32 [n, 2] -> float32 [n, 5]: weight of the own image's pixels, then top, bottom, left, right of the box that shows the partner.
+
+    Mixup has an empty box and a weight max(w, 1 - w), w ~ Beta(mixup, mixup), one per image (tensorflow/tpu efficientnet/imagenet_input.py);
+    CutMix has weight 1 and a box of area 1 - w, w ~ Beta(cutmix, cutmix), about a uniform centre and cut off at the border.
+    """
+    from scipy import special
+
+    u = _uniforms(seeds, 4, first=2000)
+    cuts = np.full(len(seeds), augment.mixup is None) if None in (augment.mixup, augment.cutmix) else u[:, 0] < 0.5
+    alpha = np.where(cuts, augment.cutmix or 1, augment.mixup or 1)
+    weight = special.betaincinv(alpha, alpha, u[:, 1])  # the inverse of the distribution function: no sampler whose stream could change
+    half = np.sqrt(1 - weight) * resolution / 2
+    box = _box(u[:, 2] * resolution, u[:, 3] * resolution, half, half, resolution) * cuts[:, None]
+    return np.column_stack([np.where(cuts, 1, np.maximum(weight, 1 - weight)), box]).astype(np.float32)
+
+
+def draw_erase(seeds, augment, resolution):
+    """int32 [n, 2] -> float32 [n, 4]: top, bottom, left, right of the box to erase; empty where the draw says no, or none of 10 boxes fits.
+
+    Area 2 % to 1/3 of the image, height / width 0.3 to 1 / 0.3, log-uniform: arXiv 1708.04896 and timm's RandomErasing.
+    """
+    attempts = 10
+    u = _uniforms(seeds, 1 + 4 * attempts, first=3000)
+    area, ratio, y, x = np.moveaxis(u[:, 1:].reshape(-1, attempts, 4), 2, 0)  # [n, attempts] each
+    area = (0.02 + area * (1 / 3 - 0.02)) * resolution**2
+    ratio = np.exp(np.log(0.3) * (1 - 2 * ratio))
+    height, width = np.round(np.sqrt(area * ratio)), np.round(np.sqrt(area / ratio))
+    fits = (height < resolution) & (width < resolution)
+    top, left = np.floor(y * (resolution - height + 1)), np.floor(x * (resolution - width + 1))
+    boxes = np.stack([top, top + height, left, left + width], axis=-1)  # [n, attempts, 4]
+    chosen = boxes[np.arange(len(u)), np.argmax(fits, axis=1)]
+    return (chosen * (fits.any(axis=1) & (u[:, 0] < augment.erase))[:, None]).astype(np.float32)
+
+
+def _box(y, x, half_height, half_width, resolution):
+    edges = np.stack([y - half_height, y + half_height, x - half_width, x + half_width], axis=-1)
+    return np.clip(np.floor(edges), 0, resolution)
+
+
+def _uniforms(seeds, count, first=1000):
+    """int32 [n, 2] -> float64 [n, count] in [0, 1). first: number of the stream; crops and order use those below 1000."""
     seed = np.ascontiguousarray(seeds, np.int32).view(np.int64)  # [n, 1]
-    bits = order.key(seed, np.arange(count)[None] + 1000)  # 1000 on: streams that nothing else uses
+    bits = order.key(seed, np.arange(count)[None] + first)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -13,6 +13,9 @@ import numpy as np
 
 from efficientnet_jax.data import folder, record_index
 
+CACHE_SHARE = 0.8
+OBJECT_BYTES = 200  # Python's own for an example: a tuple, a bytes object, an int, a place in a list
+
 
 class CorruptRecord(ValueError):
     """A record that is there but cannot be parsed. The message names it."""
@@ -111,6 +114,46 @@ class FolderSource(Source):
         return self._paths[index]
 
 
+class CachedSource(Source):
+    """Another source, whose encoded examples stay in memory once they are read.
+
+    Every host comes to read every example, so each needs room for all. Raises ValueError when they do not fit into `limit_bytes`,
+    by default CACHE_SHARE of the memory that is free now.
+    """
+
+    def __init__(self, source, limit_bytes=None):
+        needed = source.size_bytes() + OBJECT_BYTES * len(source)
+        limit = CACHE_SHARE * free_bytes() if limit_bytes is None else limit_bytes
+        if needed > limit:
+            raise ValueError(
+                f'cache=True needs {needed / 2**30:.2f} GiB on each host for the {len(source):,} examples of {source.name}, more than '
+                f'{limit / 2**30:.2f} GiB (at most {CACHE_SHARE:.0%} of the free memory); set cache=False, or use hosts with more memory.'
+            )
+        super().__init__(source.name, len(source), source.num_classes, source.class_names, source.size_bytes)
+        self.describe = source.describe
+        self._source = source
+        self._examples = [None] * len(source)
+
+    def _read_one(self, index):
+        if self._examples[index] is None:
+            (encoded,), (label,) = self._source.read([index])
+            self._examples[index] = (encoded, int(label))
+        return self._examples[index]
+
+
+def free_bytes():
+    """Bytes of memory that this process can still get: what Linux says is available, or what its container leaves."""
+    with open('/proc/meminfo') as f:
+        lines = dict(line.split(':') for line in f)
+    free = int(lines['MemAvailable'].split()[0]) * 1024
+    try:
+        with open('/sys/fs/cgroup/memory.max') as limit, open('/sys/fs/cgroup/memory.current') as used:
+            free = min(free, int(limit.read()) - int(used.read()))
+    except (OSError, ValueError):  # no container, or one without a limit ('max')
+        pass
+    return max(0, free)
+
+
 def open_source(dataset, split, data_dir=None):
     """Opens one split of a data set.
 
@@ -135,7 +178,10 @@ def open_source(dataset, split, data_dir=None):
     if builder.info.splits:
         _check_split(dataset, split, builder.info.splits)
     try:
-        return TfdsSource(name, builder, split)
+        source = TfdsSource(name, builder, split)
+        if dataset == 'digits':
+            source.class_names = tuple('0123456789')
+        return source
     except Exception as e:
         if builder.info.splits:
             raise

@@ -12,7 +12,9 @@ from efficientnet_jax.models.mbconvnet import MBConvNet
 __all__ = ['MBConvNet', 'build']
 
 
-def build(name_or_architecture: str | architectures.Architecture, num_classes: int = 1000, dtype: Any = jnp.float32, **options) -> MBConvNet:
+def build(
+    name_or_architecture: str | architectures.Architecture, num_classes: int = 1000, dtype: Any = jnp.float32, **options
+) -> MBConvNet:
     """The Linen module of a named or given architecture.
 
     `module.init(rngs, images, train=False)`; `module.apply(variables, images, train=...)` takes normalised images [N, H, W, 3]

@@ -100,13 +100,17 @@ def _normalise_fwd(x, scale, bias, epsilon, activation, dtype):
 def _normalise_bwd(epsilon, activation, dtype, residuals, cotangents):
     x, mean, var, scale, bias = residuals
     axes = tuple(range(1, x.ndim - 1))
-    inverse = lax.rsqrt(var + epsilon)
-    normal = (x.astype(jnp.float32) - _last(mean, x)) * _last(inverse, x)
-    _, slope = jax.vjp(ACTIVATIONS[activation], normal * _last(scale[None], x) + _last(bias[None], x))
-    (dz,) = slope(cotangents[0].astype(jnp.float32))
-    dbias, dscale = dz.sum(axes), (dz * normal).sum(axes)
     count = x.size // (x.shape[0] * x.shape[-1])
-    dx = _last(scale[None] * inverse, x) * (dz - _last(dbias / count, x) - normal * _last(dscale / count, x))
+    inverse = lax.rsqrt(var + epsilon)
+    factor = scale[None] * inverse
+    x32 = x.astype(jnp.float32)
+    _, slope = jax.vjp(ACTIVATIONS[activation], x32 * _last(factor, x) + _last(bias[None] - mean * factor, x))
+    (dz,) = slope(cotangents[0].astype(jnp.float32))
+    # Sums of dz and of dz * x, not of dz times the normalised x, which XLA's CPU backend would write to memory first.
+    dbias = dz.sum(axes)
+    dscale = ((dz * x32).sum(axes) - mean * dbias) * inverse
+    tilt = -factor * inverse * dscale / count
+    dx = dz * _last(factor, x) + x32 * _last(tilt, x) - _last(factor * dbias / count + tilt * mean, x)
     return dx.astype(x.dtype), dscale.sum(0), dbias.sum(0)
 
 

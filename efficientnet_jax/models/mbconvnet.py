@@ -23,8 +23,11 @@ ACTIVATIONS: dict[str | None, Callable] = {'swish': nn.swish, 'relu': nn.relu, '
 
 # Untruncated normal with variance 2 / (k * k * out), the reference's conv_kernel_initializer.
 conv_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
-# Uniform in +-1/sqrt(num_classes), the reference's dense_kernel_initializer.
-dense_init = nn.initializers.variance_scaling(1 / 3, 'fan_out', 'uniform')
+
+
+def dense_init(scale: float):
+    """`scale` times the reference, which draws from U(-1, 1) / sqrt(num_classes); 0 gives zeros."""
+    return nn.initializers.variance_scaling(scale**2 / 3, 'fan_out', 'uniform') if scale else nn.initializers.zeros
 
 
 def depthwise_init(key, shape, dtype=jnp.float32):
@@ -46,6 +49,7 @@ class ConvBN(nn.Module):
     depthwise: bool = False
     group: int | None = None
     dtype: Any = jnp.float32
+    freeze_batch_norm: bool = False
 
     @nn.compact
     def __call__(self, x, *, train: bool):
@@ -66,7 +70,7 @@ class ConvBN(nn.Module):
             group=self.group,
             activation=self.activation,
             name='bn',
-        )(x, train=train)
+        )(x, train=train and not self.freeze_batch_norm)
 
 
 def dense_conv(x, kernel, *, stride: int, padding: str):
@@ -99,13 +103,15 @@ class BlockModule(nn.Module):
     drop_path: float
     group: int | None = None
     dtype: Any = jnp.float32
+    freeze_batch_norm: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool):
         block, activation = self.block, self.architecture.activation
 
         def conv(name, filters, kernel=1, stride=1, activation=activation, depthwise=False):
-            return ConvBN(filters, kernel, stride, self.architecture, activation, depthwise, self.group, self.dtype, name=name)
+            frozen = self.freeze_batch_norm
+            return ConvBN(filters, kernel, stride, self.architecture, activation, depthwise, self.group, self.dtype, frozen, name=name)
 
         shortcut = x
         if block.op == 'fused':
@@ -142,6 +148,8 @@ class MBConvNet(nn.Module):
       dtype: compute dtype; parameters and batch statistics are float32 whatever it is, and so are the logits.
       batch_norm_group: images that share batch-norm statistics in training; None is the whole global batch.
       remat: recompute each block's inside in the backward pass; only block inputs are kept.
+      classifier_init_scale: times the published initial range of the classifier, 1/sqrt(num_classes).
+      freeze_batch_norm: training normalises with the running statistics and leaves them as they are.
     """
 
     architecture: Architecture
@@ -149,6 +157,8 @@ class MBConvNet(nn.Module):
     dtype: Any = jnp.float32
     batch_norm_group: int | None = None
     remat: bool = False
+    classifier_init_scale: float = 1.0
+    freeze_batch_norm: bool = False
 
     @nn.compact
     def __call__(self, images, *, train: bool = False, features: bool = False):
@@ -165,7 +175,8 @@ class MBConvNet(nn.Module):
         ends = {}
 
         def conv(name, filters, kernel, stride):
-            return ConvBN(filters, kernel, stride, a, a.activation, False, self.batch_norm_group, self.dtype, name=name)
+            group, frozen = self.batch_norm_group, self.freeze_batch_norm
+            return ConvBN(filters, kernel, stride, a, a.activation, False, group, self.dtype, frozen, name=name)
 
         x = ends['stem'] = conv('stem', a.stem_filters, a.stem_kernel, 2)(images.astype(self.dtype), train=train)
         reductions = 0
@@ -176,7 +187,8 @@ class MBConvNet(nn.Module):
         blocks = a.blocks()
         for i, block in enumerate(blocks):
             rate = a.drop_path * i / len(blocks)
-            x = block_module(block, a, rate, self.batch_norm_group, self.dtype, name=block.name)(x, train)
+            block_of = block_module(block, a, rate, self.batch_norm_group, self.dtype, self.freeze_batch_norm, name=block.name)
+            x = block_of(x, train)
             ends[block.name] = x
             if i + 1 == len(blocks) or blocks[i + 1].stride > 1:
                 reductions += 1
@@ -187,5 +199,6 @@ class MBConvNet(nn.Module):
         x = ends['pooled'] = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         if a.dropout > 0:
             x = nn.Dropout(a.dropout, deterministic=not train)(x)
-        x = ends['logits'] = nn.Dense(self.num_classes, kernel_init=dense_init, dtype=jnp.float32, name='classifier')(x)
+        x = nn.Dense(self.num_classes, kernel_init=dense_init(self.classifier_init_scale), dtype=jnp.float32, name='classifier')(x)
+        ends['logits'] = x
         return ends if features else x

@@ -82,7 +82,7 @@ def test_rotation_is_pillows_but_for_ties():
 
 def test_published_oddities():
     image = np.zeros((224, 224, 3), np.uint8)
-    assert (run(image, 'TranslateY', policies.argument('TranslateY', 9, policies.CONSTANTS['autoaugment_v0'])) == policies.FILL).all()
+    assert (run(image, 'TranslateY', policies.argument('TranslateY', 9, policies.CONSTANTS['autoaugment'])) == policies.FILL).all()
     assert (run(image, 'Contrast', 0.1) == 176).all()  # 0.9 * 224 * 224 / 256
     assert (run(image, 'Solarize', policies.argument('Solarize', 10, policies.CONSTANTS['randaugment'])) == 255).all()
 

@@ -5,7 +5,7 @@ from efficientnet_jax.data import order, policies
 from efficientnet_jax.data.policies import Augment
 
 RAND = Augment(policy='randaugment')
-AUTO = Augment(policy='autoaugment_v0')
+AUTO = Augment(policy='autoaugment')
 
 
 def seeds(n, seed=0):
@@ -22,7 +22,7 @@ def seeds(n, seed=0):
     ],
 )  # fmt: skip
 def test_arguments_of_levels(name, level, expected):
-    assert policies.argument(name, level, policies.CONSTANTS['autoaugment_v0']) == pytest.approx(expected)
+    assert policies.argument(name, level, policies.CONSTANTS['autoaugment']) == pytest.approx(expected)
 
 
 def test_tables():
@@ -77,7 +77,7 @@ def test_draws_belong_to_the_example():
 @pytest.mark.parametrize(
     ('knobs', 'message'),
     [
-        ({'policy': 'autoaugment'}, "augment.policy='autoaugment' must be one of autoaugment_v0, randaugment or None"),
+        ({'policy': 'v0'}, "augment.policy='v0' must be one of autoaugment, randaugment or None"),
         ({'on': 'tpu'}, "augment.on='tpu' must be one of host, device"),
         ({'layers': 0}, 'augment.layers=0 must be at least 1'),
         ({'magnitude': -1}, 'augment.magnitude=-1 must be at least 0'),

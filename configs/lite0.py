@@ -1,0 +1,16 @@
+"""EfficientNet-Lite0 on ImageNet: no squeeze-excite, ReLU6, for integer arithmetic on phones.
+
+    python main.py --config=configs/lite0.py --workdir=gs://BUCKET/lite0
+
+Quoted, not measured here: top-1 75.1 % in float32, from tensorflow/tpu models/official/efficientnet/lite/README.md. 350 epochs.
+"""
+
+from configs import default
+
+
+def get_config():
+    config = default.get_config()
+    config.model = 'efficientnet_lite0'
+    config.normalisation = 'lite'
+    config.interpolation = 'bilinear'
+    return config

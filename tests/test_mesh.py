@@ -1,0 +1,192 @@
+"""Meshes: the same loss and gradients whatever devices share the work, and no collective that the design does not name."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from efficientnet_jax.architectures import Architecture, Stage
+from efficientnet_jax.data.preprocess import NORMALISATIONS, Preprocess
+from efficientnet_jax.mesh import batch_sharding, check_batch_size, make_mesh, put, replicated, split_over_data
+from efficientnet_jax.models import build
+from efficientnet_jax.state import init_state
+from efficientnet_jax.step import Recipe, eval_step, train_step
+
+# Odd heights all the way, like the 600-300-150-75-38-19 of B7: 75 -> 38 -> 19 -> 10 -> 5, with dropout, drop path and both kernels.
+ODD = Architecture('odd', (Stage(1, 3, 1, 1, 8), Stage(2, 5, 2, 2, 8), Stage(1, 3, 2, 2, 8), Stage(1, 5, 2, 2, 8)), stem=8, head=16)
+RESOLUTION, BATCH, CLASSES = 75, 16, 10
+MESHES = [(1, 1), (8, 1), (4, 2), (2, 4)]
+COLLECTIVE = re.compile(r'= (\S+) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(')
+
+
+def recipe(resolution=RESOLUTION):
+    return Recipe(0, Preprocess(resolution, 0, 'bilinear', **NORMALISATIONS['imagenet']), label_smoothing=0.1)
+
+
+def batch(n=BATCH, resolution=RESOLUTION):
+    rng = np.random.default_rng(0)
+    return {
+        'image': rng.integers(0, 256, (n, resolution, resolution, 3), np.uint8),
+        'label': rng.integers(0, CLASSES, n).astype(np.int32),
+        'index': np.arange(n),
+    }
+
+
+def compiled(mesh, group=None, resolution=RESOLUTION):
+    """(step, state): the train step compiled for a mesh, with an optimiser that keeps the gradients as its state."""
+    module = build(ODD, CLASSES, batch_norm_group=group)
+    optimizer = optax.GradientTransformation(
+        lambda params: params, lambda grads, state, params: (jax.tree.map(jnp.zeros_like, grads), grads)
+    )
+    init = functools.partial(init_state, module, optimizer, resolution, 0, ema=False)
+    state = jax.jit(init, out_shardings=replicated(mesh))()
+    step = jax.jit(functools.partial(train_step, module, optimizer, recipe(resolution)), out_shardings=replicated(mesh))
+    return step.lower(state, put(mesh, batch(resolution=resolution))).compile(), state
+
+
+def mesh_of(data, spatial):
+    return make_mesh(data, spatial, jax.devices()[: data * spatial])
+
+
+def results(data, spatial, group=None):
+    mesh = mesh_of(data, spatial)
+    step, state = compiled(mesh, group)
+    state, metrics = step(state, put(mesh, batch()))
+    return jax.device_get((state.opt_state, state.batch_stats, metrics))
+
+
+def distance(a, b):
+    """Global norm of the difference over the global norm of b."""
+    norm = lambda tree: np.sqrt(sum(np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(tree)))  # noqa: E731
+    return norm(jax.tree.map(lambda x, y: np.float64(x) - y, a, b)) / norm(b)
+
+
+@pytest.fixture(scope='module')
+def on_one_device():
+    return {group: results(1, 1, group) for group in (None, 4)}
+
+
+@pytest.mark.parametrize('group', [None, 4], ids=['whole batch', 'groups of 4'])
+@pytest.mark.parametrize('data, spatial', MESHES[1:])
+def test_loss_and_gradients_do_not_depend_on_the_mesh(on_one_device, data, spatial, group):
+    grads, stats, metrics = results(data, spatial, group)
+    wanted_grads, wanted_stats, wanted = on_one_device[group]
+    assert distance(grads, wanted_grads) < 1e-5
+    assert distance(stats, wanted_stats) < 1e-5
+    assert abs(metrics['loss'] - wanted['loss']) < 1e-5 * wanted['loss']
+    assert metrics['count'] == wanted['count'] == BATCH and metrics['top1'] == wanted['top1']
+
+
+def test_groups_are_not_the_whole_batch(on_one_device):
+    assert distance(on_one_device[4][0], on_one_device[None][0]) > 1e-2
+
+
+def test_evaluation_does_not_depend_on_the_mesh():
+    module, scores = build(ODD, CLASSES), []
+    variables = module.init(jax.random.key(1), np.zeros((1, RESOLUTION, RESOLUTION, 3), np.float32), train=False)
+    for data, spatial in [(1, 1), (2, 4)]:
+        mesh = mesh_of(data, spatial)
+        masked = put(mesh, batch() | {'mask': np.arange(BATCH) < 13})
+        step = jax.jit(functools.partial(eval_step, module, recipe()), out_shardings=replicated(mesh))
+        scores.append(jax.device_get(step(jax.device_put(variables, replicated(mesh)), masked)))
+    assert scores[0]['count'] == scores[1]['count'] == 13
+    np.testing.assert_allclose(scores[0]['loss'], scores[1]['loss'], rtol=1e-5)
+
+
+def collectives(step):
+    """[(kind, elements of its largest operand)] of a compiled program."""
+    found = []
+    for shapes, kind in COLLECTIVE.findall(step.as_text().replace(', ', ',')):
+        sizes = [np.prod([int(d) for d in dims.split(',') if d] or [1]) for dims in re.findall(r'\[([\d,]*)\]', shapes)]
+        found.append((kind, int(max(sizes))))
+    return found
+
+
+@pytest.mark.parametrize('data, spatial', MESHES[1:])
+def test_no_activations_are_gathered(data, spatial):
+    """Parameters are replicated, so nothing needs gathering but what is smaller than one image's smallest feature map."""
+    found = collectives(compiled(mesh_of(data, spatial))[0])
+    kinds = {kind for kind, _ in found}
+    assert 'all-reduce' in kinds
+    assert kinds <= {'all-reduce', *(['collective-permute'] if spatial > 1 else [])}, sorted(set(found))
+
+
+def test_groups_that_fit_a_chip_cost_no_collective():
+    """With groups of images per chip, all that crosses chips is the gradients, the running statistics and the metrics, once a step."""
+    mesh = mesh_of(8, 1)
+    step, state = compiled(mesh, group=BATCH // 8)
+    local, whole = collectives(step), collectives(compiled(mesh)[0])
+    assert {kind for kind, _ in local} == {'all-reduce'}
+    leaves = len(jax.tree.leaves((state.params, state.batch_stats)))
+    norms = len(jax.tree.leaves(state.batch_stats)) // 2
+    # XLA's CPU compiler may leave each array its own all-reduce; the statistics' own would come on top, two a layer.
+    assert len(local) <= leaves + 5 and len(whole) >= len(local) + norms, (len(local), len(whole), leaves)
+
+
+ERRORS = [
+    (dict(data=-1, spatial=3), r'mesh.spatial=3 must divide the number of devices \(8\); use one of 1, 2, 4, 8.'),
+    (dict(data=-1, spatial=0), r'mesh.spatial=0 must divide'),
+    (dict(data=3, spatial=2), r'mesh.data=3 x mesh.spatial=2 must be the number of devices \(8\); use mesh.data=-1 or 4.'),
+]
+
+
+@pytest.mark.parametrize('knobs, message', ERRORS)
+def test_a_mesh_that_does_not_fit_is_an_error(knobs, message):
+    with pytest.raises(ValueError, match=message):
+        make_mesh(**knobs)
+
+
+class Device:
+    """Where a device stands, as far as make_mesh looks."""
+
+    def __init__(self, process_index, id):
+        self.process_index, self.id = process_index, id
+
+
+def test_devices_stand_in_the_order_of_their_hosts():
+    devices = [Device(process_index=i % 2, id=i) for i in range(8)]
+    try:
+        mesh = make_mesh(4, 2, devices)
+    except TypeError:
+        pytest.skip('this JAX wants real devices in a mesh')
+    assert [[d.process_index for d in row] for row in mesh.devices] == [[0, 0], [0, 0], [1, 1], [1, 1]]
+
+
+def test_one_image_stays_on_one_host():
+    devices = [Device(process_index=i // 2, id=i) for i in range(8)]
+    with pytest.raises(ValueError, match=r'mesh.spatial=4 must divide the 2 devices of each host; use one of 1, 2.'):
+        make_mesh(2, 4, devices)
+
+
+@pytest.mark.parametrize('size, near', [(100, '96 or 104'), (3, '8'), (0, '8')])
+def test_batch_size(size, near):
+    with pytest.raises(ValueError, match=rf'batch_size={size} must be a multiple of 8 \(mesh data=8\); nearest: {near}\.'):
+        check_batch_size('batch_size', size, mesh_of(8, 1))
+    check_batch_size('batch_size', 104, mesh_of(8, 1))
+
+
+def test_put_splits_images_over_both_axes_and_all_else_over_data():
+    mesh = mesh_of(4, 2)
+    arrays = put(mesh, batch(resolution=75))
+    assert set(arrays) == {'image', 'label'}
+    assert arrays['image'].shape == (BATCH, 76, 75, 3) and arrays['image'].sharding == batch_sharding(mesh, 'image')
+    assert arrays['image'].addressable_shards[0].data.shape == (4, 38, 75, 3)
+    assert arrays['label'].addressable_shards[0].data.shape == (4,)
+    assert not np.asarray(arrays['image'])[:, 75:].any()
+
+
+def test_split_over_data_takes_the_longest_axis_that_divides():
+    mesh = mesh_of(8, 1)
+    shardings = split_over_data(mesh, {'a': np.zeros((3, 16, 8)), 'b': np.zeros((3, 8, 16)), 'c': np.zeros(7), 'd': np.zeros(())})
+    assert {name: s.spec for name, s in shardings.items()} == {
+        'a': PartitionSpec(None, 'data'),
+        'b': PartitionSpec(None, None, 'data'),
+        'c': PartitionSpec(),
+        'd': PartitionSpec(),
+    }
+    assert isinstance(shardings['a'], NamedSharding)
