@@ -137,24 +137,35 @@ ended() {
 }
 
 keep() {
-    local state status
+    local started=0 state status
     while true; do
         state=$(state_of 2>/dev/null || true)
         case $state in
-            ACTIVE | READY) ;;
-            '' | FAILED | SUSPENDING | SUSPENDED | PREEMPTED | TERMINATED)
-                [[ -z $state ]] || { echo "$NAME: $state; asking for a new one" >&2 && delete; }
-                create && setup && run "$@"
+            ACTIVE | READY)
+                # As commands of their own, so that each stops at its first error; a preemption in between is looked at again.
+                if ((started == 0)) && "$0" setup && "$0" run "$@"; then
+                    started=1
+                fi
+                status=$( ((started == 0)) || ended)
+                if [[ -n $status ]]; then
+                    echo "$NAME: main.py ended with $status" >&2
+                    return "$status"
+                fi
+                sleep "$POLL"
                 ;;
-            *) wait_until_there && setup && run "$@" ;;
+            '' | FAILED | SUSPENDING | SUSPENDED | PREEMPTED | TERMINATED)
+                started=0
+                if [[ -n $state ]]; then
+                    echo "$NAME: $state; asking for a new one" >&2
+                    "$0" delete
+                fi
+                "$0" create
+                ;;
+            *)
+                echo "$NAME: $state; looking again in $POLL s" >&2
+                sleep "$POLL"
+                ;;
         esac
-        [[ ${DRY_RUN:-0} != 1 ]] || return 0
-        status=$(ended)
-        if [[ -n $status ]]; then
-            echo "$NAME: main.py ended with $status" >&2
-            return "$status"
-        fi
-        sleep "$POLL"
     done
 }
 
