@@ -1,5 +1,6 @@
 """Faults injected into whole runs: what goes on goes on with the same bits, and what stops says why. benchmarks/chaos.py kills for real."""
 
+import functools
 import json
 import os
 import pathlib
@@ -16,9 +17,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks.chaos import WALL_CLOCK, chaos, differences
-from efficientnet_jax import hosts, report, train
+from efficientnet_jax import evaluate, experiment, hosts, report, train
 from efficientnet_jax.checkpoint import ShapeMismatch
-from efficientnet_jax.evaluate import restore
 from tests import tiny
 
 pytestmark = [
@@ -55,8 +55,18 @@ def compiled_once(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
+@pytest.fixture(scope='module', autouse=True)
+def one_device():
+    """One of the eight devices is enough here and compiles in a third of the time; test_mesh.py has the others."""
+    on_one = functools.partial(experiment.experiment, devices=jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, 'experiment', on_one)
+        patch.setattr(evaluate, 'experiment', on_one)
+        yield
+
+
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory):
+def whole(tmp_path_factory, compiled_once, one_device):
     """The workdir of a run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp('whole')
     train.train(config(), str(workdir))
@@ -207,11 +217,11 @@ def test_nan_rolls_back_past_the_bad_batch_and_no_more_often_than_allowed(tmp_pa
 
 def test_another_number_of_classes_is_an_error_with_the_numbers(whole):
     with pytest.raises(ShapeMismatch, match=r'trained for 10 classes; the data set here has 7'):
-        restore(config(), str(whole), num_classes=7)
+        evaluate.restore(config(), str(whole), num_classes=7)
 
 
 def test_evaluation_restores_what_training_scored(whole):
-    _, state, step = restore(config(), str(whole), num_classes=10)
+    _, state, step = evaluate.restore(config(), str(whole), num_classes=10)
     assert step == 12 and int(state.step) == 12
 
 
