@@ -1,0 +1,47 @@
+"""Every config loads, is a card, and builds its model and state without computing anything."""
+
+import importlib
+import pathlib
+
+import pytest
+
+from efficientnet_jax import architectures
+from efficientnet_jax.experiment import experiment
+
+NAMES = sorted(p.stem for p in pathlib.Path(__file__).parents[1].joinpath('configs').glob('*.py') if p.stem not in ('__init__', 'transfer'))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_config(name):
+    module = importlib.import_module(f'configs.{name}')
+    config = module.get_config()
+    if name != 'default':
+        assert f'--config=configs/{name}.py' in module.__doc__
+    exp = experiment(config, 1000, train_examples=1_281_167)
+    state = exp.abstract_state()
+    assert state.params['classifier']['bias'].shape == (1000,)
+    assert (state.ema is None) == (config.ema_decay is None)
+
+
+def test_every_released_efficientnet_has_a_config():
+    released = [n for n in architectures.names() if n.startswith('efficientnet_') and n != 'efficientnet_l2_475']
+    assert {importlib.import_module(f'configs.{n}').get_config().model for n in NAMES} >= set(released)
+
+
+@pytest.mark.parametrize(
+    ('knobs', 'message'),
+    [
+        ({'batch_size': 100}, r'batch_size=100 must be a multiple of 8 \(mesh data=8\); nearest: 96 or 104'),
+        ({'dtype': 'float16'}, "dtype='float16' must be one of bfloat16, float32"),
+        ({'dropout': 1.5}, 'dropout=1.5 must be between 0 and 0.99'),
+        ({'model': 'efficientnet_b9'}, "model='efficientnet_b9' is not an architecture; near names: efficientnet_b"),
+        ({'batch_norm_group': 7}, 'batch_norm_group=7 must divide batch_size=4096'),
+        ({'epochs': -1.0}, 'epochs=-1.0 must be at least 0'),
+    ],
+)
+def test_bad_values(knobs, message):
+    config = importlib.import_module('configs.default').get_config()
+    for knob, value in knobs.items():
+        config[knob] = value
+    with pytest.raises(ValueError, match=message):
+        experiment(config, 1000, train_examples=1_281_167)
