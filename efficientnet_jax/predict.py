@@ -26,11 +26,11 @@ def predict(
     images: files, or folders of which all images are taken. as_json: prints one JSON list instead.
     picture: a .png file to write, each image with its top-5 beside it.
     features: a .npz file to write: 'pooled' float32 [N, C], 'logits' float32 [N, classes], 'images' the N paths.
-    Raises ValueError, before any model is built, when no image is named or one is missing or not readable.
+    Raises ValueError, before any model is built, when no image is named or one is missing, and for one that cannot be decoded.
     """
-    for flag, path, suffix in (('--picture', picture, '.png'), ('--features', features, '.npz')):
-        if path is not None and not path.endswith(suffix):
-            raise ValueError(f'{flag}={path!r} must end in {suffix}.')
+    for flag, file, suffix in (('--picture', picture, '.png'), ('--features', features, '.npz')):
+        if file is not None and not file.endswith(suffix):
+            raise ValueError(f'{flag}={file!r} must end in {suffix}.')
     paths = find(images)
     start = starting(config, workdir)
     source = None if start is not None else sources.open_source(config.dataset, config.eval_split, config.data_dir)
