@@ -20,6 +20,9 @@ _PROCESSES = flags.DEFINE_integer('processes', None, 'Processes in this run; 1: 
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
 _LOST_AFTER = flags.DEFINE_integer('lost_after_seconds', 30, 'All end when one has been silent for so long.', lower_bound=1)
 _JSON = flags.DEFINE_bool('json', False, 'predict: print JSON.')
+_PICTURE = flags.DEFINE_string('picture', None, 'predict: also write this .png, each image with its top-5 beside it.')
+_FEATURES = flags.DEFINE_bool('features', False, 'predict: also write the pooled features of all images to --output.')
+_OUTPUT = flags.DEFINE_string('output', 'features.npz', 'predict --features: the .npz file to write.')
 
 
 def main(argv):
@@ -39,11 +42,14 @@ def main(argv):
     def predict():
         from efficientnet_jax.predict import predict
 
-        predict(config, workdir, argv[1:], as_json=_JSON.value)
+        features = _OUTPUT.value if _FEATURES.value else None
+        predict(config, workdir, argv[1:], as_json=_JSON.value, picture=_PICTURE.value, features=features)
 
     from efficientnet_jax import hosts
 
     try:
+        if workdir is None and _MODE.value != 'predict':
+            raise ValueError(f'mode={_MODE.value} needs --workdir=DIR; only predict with --config.init_from goes without.')
         hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _LOST_AFTER.value)
         {'train': train, 'evaluate': evaluate, 'predict': predict}[_MODE.value]()
     except Exception as error:
@@ -51,5 +57,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    flags.mark_flags_as_required(['config', 'workdir'])
+    flags.mark_flag_as_required('config')
     app.run(main)

@@ -3,6 +3,7 @@
 import importlib
 import pathlib
 
+import jax
 import pytest
 
 from efficientnet_jax import architectures
@@ -18,7 +19,7 @@ def test_config(name):
     if name != 'default':
         assert f'--config=configs/{name}.py' in module.__doc__
     exp = experiment(config, 1000, train_examples=1_281_167)
-    state = exp.abstract_state()
+    state = jax.eval_shape(exp._init)
     assert state.params['classifier']['bias'].shape == (1000,)
     assert (state.ema is None) == (config.ema_decay is None)
 

@@ -107,7 +107,10 @@ def test_metric_sums_count_masked_examples_once_and_ties_never():
 
 @pytest.mark.parametrize(
     ('knob', 'value', 'message'),
-    [('schedule', 'linear', "schedule='linear' must be one of exponential"), ('optimizer', 'adam', "optimizer='adam' must be one of rmsprop")],
+    [
+        ('schedule', 'linear', "schedule='linear' must be one of exponential"),
+        ('optimizer', 'adam', "optimizer='adam' must be one of rmsprop"),
+    ],
 )
 def test_unknown_names(knob, value, message):
     with pytest.raises(ValueError, match=message):

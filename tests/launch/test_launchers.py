@@ -149,9 +149,7 @@ def test_without_gcloud_it_says_where_to_get_it(tmp_path):
     assert process.returncode == 1 and 'install the Google Cloud CLI' in process.stderr
 
 
-@pytest.mark.parametrize(
-    'statuses, starts, status', [([0], 1, 0), ([1], 1, 1), ([75, 137, 0], 3, 0), ([134, 75, 1], 3, 1)], ids=str
-)
+@pytest.mark.parametrize('statuses, starts, status', [([0], 1, 0), ([1], 1, 1), ([75, 137, 0], 3, 0), ([134, 75, 1], 3, 1)], ids=str)
 def test_until_done_starts_again_on_all_but_0_and_1(tmp_path, statuses, starts, status):
     main = tmp_path / 'main.py'
     main.write_text(

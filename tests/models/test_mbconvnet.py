@@ -47,7 +47,13 @@ def test_endpoints():
     module = models.build('efficientnet_b0')
     variables = shapes(module, 224)
     ends = jax.eval_shape(lambda v: module.apply(v, jnp.zeros((2, 224, 224, 3)), features=True), variables)
-    assert [ends[f'reduction_{i}'].shape[1:] for i in range(1, 6)] == [(112, 112, 16), (56, 56, 24), (28, 28, 40), (14, 14, 112), (7, 7, 320)]
+    assert [ends[f'reduction_{i}'].shape[1:] for i in range(1, 6)] == [
+        (112, 112, 16),
+        (56, 56, 24),
+        (28, 28, 40),
+        (14, 14, 112),
+        (7, 7, 320),
+    ]
     assert ends['pooled'].shape == (2, 1280) and ends['logits'].dtype == jnp.float32
 
 
@@ -90,7 +96,6 @@ def test_equals_the_stock_formulation(small, monkeypatch):
         return jax.lax.conv_general_dilated(
             x, kernel, (stride, stride), 'SAME', feature_group_count=groups, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
         )
-
 
     class StockNorm(nn.Module):
         momentum: float
