@@ -49,7 +49,7 @@ def write(prefix, averaged, batch_norm='tpu_batch_normalization'):
     import tensorflow as tf
 
     rng = np.random.default_rng(0)
-    graph, values, wanted = tf.Graph(), {'global_step': np.int64(7)}, {}
+    values, wanted = {'global_step': np.int64(7)}, {}
     for name, shape in official_shapes(batch_norm).items():
         values[name] = rng.normal(size=shape).astype(np.float32)
         values[f'{name}/RMSProp'] = np.zeros(shape, np.float32)
@@ -57,12 +57,7 @@ def write(prefix, averaged, batch_norm='tpu_batch_normalization'):
         wanted[name] = values[name]
         if averaged:
             wanted[name] = values[f'{name}/ExponentialMovingAverage'] = rng.normal(size=shape).astype(np.float32)
-    with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
-        fed = {name: tf.compat.v1.placeholder(np.asarray(value).dtype, np.shape(value)) for name, value in values.items()}
-        write_op = tf.raw_ops.SaveV2(prefix=prefix, tensor_names=list(fed), shape_and_slices=[''] * len(fed), tensors=list(fed.values()))
-        merge = tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=[prefix], destination_prefix=prefix)
-        session.run(write_op, {fed[name]: value for name, value in values.items()})
-        session.run(merge)
+    tf.raw_ops.SaveV2(prefix=prefix, tensor_names=list(values), shape_and_slices=[''] * len(values), tensors=list(values.values()))
     return wanted
 
 
