@@ -235,7 +235,7 @@ def _tensorflow(prefix):
             if not name.endswith(AVERAGE):
                 short = name.split('/', 1)[1].replace('tpu_batch_normalization', 'batch_normalization').replace('mnas_', '')
                 arrays[short.replace('depthwise_kernel', 'kernel')] = reader.get_tensor(name + AVERAGE if name in averaged else name)
-    except (tf.errors.OpError, ValueError) as error:
+    except (tf.errors.OpError, ValueError, LookupError, RuntimeError) as error:  # the reader turns its own codes into all of these
         raise _damaged(prefix, error) from error
     return File(prefix, 'tensorflow', arrays, hints=prefix)
 
