@@ -2,7 +2,7 @@
 
     python main.py --config=configs/digits.py --workdir=runs/digits
 
-Reaches 99 % top-1 on the 297 held-out digits in about three minutes on 2 CPU cores; the record with 3 seeds is benchmarks/records/digits.md.
+Measured: top-1 98.3 % (EMA) of the 297 held-out digits, seed 0, n = 1, on 2 CPU cores; minutes.
 It departs from the published recipe where 1,500 small images and 190 updates ask for it: AdamW with a cosine, running
 statistics that follow in 10 steps, a classifier that starts at zero, shifts instead of crops, no flips and no drop path.
 """

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on this machine, whatever it has: makes .venv, installs, and runs main.py with the arguments given.
 #
-#     ./launch/local.sh                                      the embedded digits, about three minutes on a laptop
+#     ./launch/local.sh                                      the embedded digits, minutes on a laptop
 #     ./launch/local.sh --config=configs/b0.py --workdir=runs/b0
 set -euo pipefail
 # shellcheck source=launch/common.sh
