@@ -6,6 +6,7 @@ compiled for TPU on a CPU host gets the TPU one. All formulations agree within r
 """
 
 import functools
+import math
 import os
 
 import jax
@@ -92,17 +93,19 @@ def _accumulator(dtype):
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _chunk(x):
-    """Images of x to work on at a time so that a core's share stays in its cache, or None for all at once.
+def _one_device():
+    """Whether no array can be sharded: loops over images or taps would gather sharded ones."""
+    return jax.device_count() == 1
 
-    A loop over images would gather a batch that is sharded, so it is used where there is one device only.
-    """
-    n, cores, image_bytes = x.shape[0], os.cpu_count() or 1, x[0].size * x.dtype.itemsize
-    if jax.device_count() > 1 or not isinstance(n, int) or n * image_bytes < _WHOLE_BYTES:
+
+def _chunk(x):
+    """Images of x to work on at a time so that a core's share stays in its cache, or None for all at once."""
+    n, cores, image_bytes = x.shape[0], os.cpu_count() or 1, math.prod(x.shape[1:]) * x.dtype.itemsize
+    if not _one_device() or not isinstance(n, int) or n * image_bytes < _WHOLE_BYTES:
         return None
     most = cores * max(1, _CORE_BYTES // image_bytes)
     chunk = max(divisor for divisor in range(1, most + 1) if n % divisor == 0)
-    return chunk if chunk >= min(cores, n - 1) else None
+    return chunk if cores <= chunk < n else None
 
 
 _WHOLE_BYTES = 8 << 20  # below this a batch stays in the last-level cache anyway
@@ -195,15 +198,12 @@ def _kernel_gradient(x, kernel, dy, stride, pads):
 
     XLA's CPU backend turns a sum into a library call that takes materialised operands. So a fused loop first adds up
     bands of about 14 rows and stores a 14th as much, and the library sums the rest; a tap a step of `lax.map`, because
-    operands shared by several taps would be materialised too. Across devices that would gather the rows: static taps.
+    operands shared by several taps would be materialised too. Static taps where the rows may be sharded.
     """
     k, acc = kernel.shape[0], _accumulator(x.dtype)
     n, h, w, c = dy.shape
-    if jax.device_count() > 1:
-        bands, band = h, 1
-    else:
-        bands = -(-h // _BAND_ROWS)
-        band = -(-h // bands)
+    bands = -(-h // _BAND_ROWS) if _one_device() else h
+    band = -(-h // bands)
     below = max(0, stride * (bands * band - 1) + k - x.shape[1] - pads[0][0])
     x = jnp.pad(x, ((0, 0), (pads[0][0], below), pads[1], (0, 0)))
     dy = jnp.pad(dy, ((0, 0), (0, bands * band - h), (0, 0), (0, 0)))
@@ -216,7 +216,7 @@ def _kernel_gradient(x, kernel, dy, stride, pads):
             total += window.astype(acc) * dy[:, row::band].astype(acc)
         return total
 
-    if jax.device_count() > 1:
+    if not _one_device():
         return jnp.stack([tap(i, j).sum((0, 1, 2)) for i in range(k) for j in range(k)])
     return lax.map(lambda index: tap(index // k, index % k), jnp.arange(k * k)).sum((1, 2, 3))
 
