@@ -113,13 +113,42 @@ def collectives(step):
     return found
 
 
-@pytest.mark.parametrize('data, spatial', MESHES[1:])
-def test_no_activations_are_gathered(data, spatial):
-    """Parameters are replicated, so nothing needs gathering but what is smaller than one image's smallest feature map."""
-    found = collectives(compiled(data, spatial)[0])
+def assert_nothing_gathered(step, spatial):
+    """Gradients, statistics and metrics are summed and borders between neighbours handed over; nothing else crosses chips."""
+    found = collectives(step)
     kinds = {kind for kind, _ in found}
     assert 'all-reduce' in kinds
     assert kinds <= {'all-reduce', *(['collective-permute'] if spatial > 1 else [])}, sorted(set(found))
+
+
+def test_no_activations_are_gathered_on_cpu():
+    assert_nothing_gathered(compiled(8, 1)[0], spatial=1)
+
+
+@pytest.mark.parametrize('data, spatial', MESHES[2:])
+def test_no_activations_are_gathered_where_height_is_split(monkeypatch, data, spatial):
+    """With the lowering of TPUs. That of CPUs works through the images one by one and does gather them when their height is split."""
+    monkeypatch.setattr(jax.lax, 'platform_dependent', lambda *args, default, **_: default(*args))
+    assert_nothing_gathered(compiled.__wrapped__(data, spatial)[0], spatial)
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize('spatial', [1, 2])
+def test_no_activations_are_gathered_on_tpu(spatial):
+    """B0 at 300 px, odd below 75, compiled for eight chips that are not there."""
+    pytest.importorskip('libtpu', reason='compiling for a TPU needs libtpu')
+    from jax.experimental import topologies
+
+    devices = topologies.get_topology_desc('v5e:2x4', platform='tpu').devices
+    mesh = make_mesh(-1, spatial, devices)
+    module, optimizer = build('efficientnet_b0', 1000, jnp.bfloat16), optax.sgd(0.1)
+    shapes = jax.eval_shape(functools.partial(init_state, module, optimizer, 300, 0, ema=True))
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes)
+    shapes = {'image': ((64, 300, 300, 3), np.uint8), 'label': ((64,), np.int32)}
+    inputs = {name: jax.ShapeDtypeStruct(*shape, sharding=batch_sharding(mesh, name)) for name, shape in shapes.items()}
+    of_300 = Recipe(0, Preprocess(300, 32, 'bicubic', **NORMALISATIONS['imagenet']), ema_decay=0.9999)
+    step = jax.jit(functools.partial(train_step, module, optimizer, of_300), out_shardings=replicated(mesh))
+    assert_nothing_gathered(step.lower(state, inputs).compile(), spatial)
 
 
 def test_groups_that_fit_a_chip_cost_no_collective():
