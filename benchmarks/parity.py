@@ -194,7 +194,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--models', nargs='*', help='models to compare; all by default')
     parser.add_argument('--frameworks', nargs='*', help='libraries to compare with; all by default')
-    parser.add_argument('--record', help='Markdown file to write the table to')
+    parser.add_argument('--record', help='Markdown file to write the table to; rows of other comparisons that are in it stay')
     options = parser.parse_args()
     rows, failed = [], []
     for model, library, name, padding in sorted(REFERENCES, key=lambda row: architectures.get(row[0]).resolution):
@@ -210,13 +210,18 @@ def main():
         if not result['relative'] < TOLERANCE or result['response'] < 0.05:
             failed.append(f'{model} against {library}')
         if options.record:
-            write_record(options.record, rows)  # after each, the largest come last and take minutes
+            write_record(options.record, rows)  # after each: the largest come last and take minutes
     if failed:
         sys.exit(f'Above {TOLERANCE} of the spread, or deaf to the image: {", ".join(failed)}.')
 
 
 def write_record(path: str, rows: list[str]) -> None:
     libraries = ('jax', 'flax', 'torch', 'torchvision', 'timm', 'geffnet', 'efficientnet_pytorch', 'keras')
+    kept = []
+    if os.path.exists(path):
+        with open(path) as f:
+            kept = [line.strip() for line in f if line.startswith(tuple(f'| {row[0]} | {row[1]} ' for row in REFERENCES))]
+    rows = list({tuple(row.split(' | ')[:2]): row for row in kept + rows}.values())
     versions = ', '.join(f'{name} {metadata.version(name)}' for name in libraries)
     with open(path, 'w') as f:
         f.write(
