@@ -1,157 +1,227 @@
-"""Augmentation on the accelerator, batched, as part of the jitted train step.
+"""Augmentation on the accelerator, as part of the jitted train step.
 
-`apply_ops` has the operations of data/augment_host.py, value for value. There are no branches: each operation is a setting of a few kernels that every
-image goes through (a tone curve, a blend, an equalisation, an affine map, a grey square), and the settings of the operations that an image did not draw
-leave it as it is. `mix` and `erase` work on normalised images. What is applied was drawn on the host (data/policies.py), per example, so that the
-result is the same on any number of devices.
+`apply_ops` has the operations of data/augment_host.py, value for value. `mix` and `erase` work on normalised images and draw from each example's own
+seed. Nothing here depends on how many devices share the batch.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
 
 from efficientnet_jax.data.augment_host import EPSILON
-from efficientnet_jax.data.policies import FILL, NUMBER
+from efficientnet_jax.data.policies import FILL
+
+ROWS = 8  # of the output that _gather_by_products makes at a time: bounds its memory to 5 MB an image at 224 px
 
 
-def apply_ops(images, ops):
-    """uint8 [N, H, W, 3], float32 [N, layers, 4] from data.policies.draw -> uint8 [N, H, W, 3]."""
-    for layer in range(ops.shape[1]):
-        images = _one_layer(images, ops[:, layer])
-    return images
+def apply_ops(images, ops, mesh=None):
+    """uint8 [N, H, W, 3], float32 [N, layers, 4] from data.policies.draw -> uint8 [N, H, W, 3].
 
-
-def mix(images, mixes):
-    """Mixup and CutMix. float [N, H, W, 3], N even, float32 [N, 5] from data.policies.draw_mix -> float [N, H, W, 3].
-
-    The partner is the other image of each pair (2 i, 2 i + 1), which is on the same device: the order of examples is random already.
+    mesh: the mesh whose axis 'data' the batch is divided over, None on one device.
+    On TPU and CPU the images go one by one through the operation that they drew; on GPU, where small kernels are waste, the batch goes through all
+    of them and keeps what was drawn.
     """
-    weight = mixes[:, 0][:, None, None, None].astype(images.dtype)
-    partners = partner(images)
-    return jnp.where(_inside(mixes[:, 1:], images), partners, weight * images + (1 - weight) * partners)
+    one_by_one = functools.partial(lax.map, lambda example: _one_image(*example))
+    at_once = jax.vmap(_one_image)
+
+    def local(images, ops):
+        return lax.platform_dependent(images, ops, cuda=at_once, rocm=at_once, default=lambda *x: one_by_one(x))
+
+    if mesh is None:
+        return local(images, ops)
+    spec = PartitionSpec('data')
+    return jax.shard_map(local, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False)(images, ops)
 
 
-def own_share(mixes, resolution):
-    """float32 [N, 5] -> float32 [N], the part of each mixed image that is its own, and so the weight of its own label."""
-    top, bottom, left, right = mixes[:, 1], mixes[:, 2], mixes[:, 3], mixes[:, 4]
-    return mixes[:, 0] * (1 - (bottom - top) * (right - left) / resolution**2)
+def _one_image(image, ops):
+    """uint8 [H, W, 3], float32 [layers, 4] -> uint8 [H, W, 3]."""
+
+    def layer(i, image):
+        return lax.switch(ops[i, 0].astype(jnp.int32), OPERATIONS, image, ops[i, 1], ops[i, 2:])
+
+    return lax.fori_loop(0, ops.shape[0], layer, image)
 
 
-def partner(x):
-    """[N, ...] -> [N, ...], each pair's two elements swapped."""
-    return jnp.flip(x.reshape(x.shape[0] // 2, 2, *x.shape[1:]), axis=1).reshape(x.shape)
+def _identity(image, argument, centre):
+    return image
 
 
-def erase(images, boxes, key):
-    """Random erasing. Normalised float [N, H, W, 3], float32 [N, 4] from data.policies.draw_erase -> the same with noise N(0, 1) in the boxes."""
-    noise = jax.random.normal(key, images.shape, images.dtype)
-    return jnp.where(_inside(boxes, images), noise, images)
+def _auto_contrast(image, argument, centre):
+    low = jnp.min(image, axis=(0, 1), keepdims=True).astype(jnp.float32)  # [1, 1, 3]
+    span = jnp.max(image, axis=(0, 1), keepdims=True).astype(jnp.float32) - low
+    stretched = (image.astype(jnp.float32) - low) * 255 / jnp.maximum(span, 1)
+    return jnp.where(span > 0, (stretched + EPSILON).astype(jnp.uint8), image)
 
 
-def _inside(boxes, images):
-    """[N, 4] top, bottom, left, right -> bool [N, H, W, 1]."""
-    top, bottom, left, right = (boxes[:, i][:, None, None, None] for i in range(4))
-    rows = jnp.arange(images.shape[1], dtype=jnp.float32).reshape(1, -1, 1, 1)
-    columns = jnp.arange(images.shape[2], dtype=jnp.float32).reshape(1, 1, -1, 1)
-    return (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
+def _equalize(image, argument, centre):
+    planes = jnp.moveaxis(image, 2, 0).reshape(3, -1)  # [3, H * W]
+    histogram = lax.platform_dependent(planes, tpu=_count_by_products, default=_count_by_scatter)  # int32 [3, 256]
+    value = jnp.arange(256).reshape(1, 256)
+    last = jnp.max(jnp.where(histogram > 0, value, 0), axis=1, keepdims=True)  # the brightest value of each channel
+    step = (planes.shape[1] - jnp.sum(jnp.where(value == last, histogram, 0), axis=1, keepdims=True)) // 255
+    below = jnp.cumsum(histogram, axis=1) - histogram
+    table = jnp.where(value > 0, jnp.minimum((below + step // 2) // jnp.maximum(step, 1), 255), 0)
+    table = jnp.where(step > 0, table, value).astype(jnp.uint8)
+    planes = lax.platform_dependent(table, planes, tpu=_look_up_by_products, default=_look_up_by_gather)
+    return jnp.moveaxis(planes.reshape(3, *image.shape[:2]), 0, 2)
 
 
-def _one_layer(images, ops):
-    op = ops[:, 0].astype(jnp.int32)[:, None, None, None]  # [N, 1, 1, 1], as everything per image below
-    argument = ops[:, 1][:, None, None, None]
-    images = _tone(images, op, argument)
-    images = _equalize(images, op)
-    images = _affine(images, op, argument)
-    return _cutout(images, op, argument, ops[:, 2:])
+def _count_by_scatter(planes):
+    return jax.vmap(functools.partial(jnp.bincount, length=256))(planes).astype(jnp.int32)
 
 
-def _is(op, *names):
-    return jnp.isin(op, jnp.array([NUMBER[name] for name in names]))
+def _count_by_products(planes):
+    """uint8 [3, P] -> int32 [3, 256]. The values as 16 x 16: a matrix product of one-hot rows, which a TPU does far faster than scatter."""
+    high, low = _nibbles(planes)
+    return jnp.einsum('cph,cpl->chl', high, low, preferred_element_type=jnp.float32).reshape(3, 256).astype(jnp.int32)
 
 
-def _tone(images, op, argument):
-    """What changes values and not places, but for Equalize: integer curves first, then one blend."""
-    x = images.astype(jnp.int32)
-    whole = argument.astype(jnp.int32)
-    threshold = jnp.where(_is(op, 'Solarize'), whole, jnp.where(_is(op, 'Invert'), 0, 256))
-    x = jnp.where(x < threshold, x, 255 - x)
-    x = jnp.where(x < 128, jnp.minimum(x + jnp.where(_is(op, 'SolarizeAdd'), whole, 0), 255), x)
-    shift = jnp.where(_is(op, 'Posterize'), 8 - whole, 0)
-    x = (x >> shift) << shift
-    low = jnp.min(x, axis=(1, 2), keepdims=True)  # [N, 1, 1, 3]
-    span = jnp.max(x, axis=(1, 2), keepdims=True) - low
-    stretched = jnp.floor((x - low).astype(jnp.float32) * 255 / jnp.maximum(span, 1).astype(jnp.float32) + EPSILON).astype(jnp.int32)
-    x = jnp.where(_is(op, 'AutoContrast') & (span > 0), stretched, x)
-
-    blends = _is(op, 'Color', 'Contrast', 'Brightness', 'Sharpness')
-    grey = min(255, images.shape[1] * images.shape[2] // 256)
-    luma = (x[..., :1] * 19595 + x[..., 1:2] * 38470 + x[..., 2:] * 7471 + 32768) >> 16
-    degenerate = jnp.where(_is(op, 'Contrast'), grey, 0)
-    degenerate = jnp.where(_is(op, 'Color'), luma, degenerate)
-    degenerate = jnp.where(_is(op, 'Sharpness'), _smooth(x), degenerate).astype(jnp.float32)
-    mixed = degenerate + jnp.where(blends, argument, 1) * (x.astype(jnp.float32) - degenerate)
-    mixed = jnp.floor(jnp.clip(mixed, 0, 255) + EPSILON).astype(jnp.int32)
-    return jnp.where(blends, mixed, x).astype(jnp.uint8)
+def _look_up_by_gather(table, planes):
+    return jnp.take_along_axis(table, planes.astype(jnp.int32), axis=1)
 
 
-def _smooth(x):
-    """int32 [N, H, W, 3] -> the 3x3 mean with weight 5 in the middle, cut off; the border keeps its values."""
-    rows = x[:, :-2] + x[:, 1:-1] + x[:, 2:]
-    inner = (rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * x[:, 1:-1, 1:-1]) // 13
-    middle = jnp.concatenate([x[:, 1:-1, :1], inner, x[:, 1:-1, -1:]], axis=2)
-    return jnp.concatenate([x[:, :1], middle, x[:, -1:]], axis=1)
+def _look_up_by_products(table, planes):
+    """uint8 [3, 256], uint8 [3, P] -> uint8 [3, P]. Exact: every sum has one term, and bfloat16 holds the integers up to 256."""
+    high, low = _nibbles(planes)
+    rows = jnp.einsum('cph,chl->cpl', high, table.astype(jnp.bfloat16).reshape(3, 16, 16), preferred_element_type=jnp.float32)
+    return jnp.sum(rows * low, axis=2).astype(jnp.uint8)
 
 
-def _equalize(images, op):
-    """The 256 values as 16 x 16: counting and looking up are then small exact matrix products, which accelerators do faster than scatter."""
-    n, height, width, _ = images.shape
-    x = jnp.moveaxis(images, 3, 1).reshape(n, 3, height * width)
-    high = jax.nn.one_hot(x >> 4, 16, dtype=jnp.bfloat16)  # [N, 3, H * W, 16]
-    low = jax.nn.one_hot(x & 15, 16, dtype=jnp.bfloat16)
-    histogram = jnp.einsum('ncph,ncpl->nchl', high, low, preferred_element_type=jnp.float32).reshape(n, 3, 256).astype(jnp.int32)
-    value = jnp.arange(256).reshape(1, 1, 256)
-    last = jnp.max(jnp.where(histogram > 0, value, 0), axis=2, keepdims=True)
-    step = (height * width - jnp.sum(jnp.where(value == last, histogram, 0), axis=2, keepdims=True)) // 255
-    below = jnp.cumsum(histogram, axis=2) - histogram
-    lut = jnp.where(value > 0, jnp.minimum((below + step // 2) // jnp.maximum(step, 1), 255), 0)
-    lut = jnp.where((step > 0) & _is(op, 'Equalize')[..., 0], lut, value).astype(jnp.bfloat16).reshape(n, 3, 16, 16)
-    rows = jnp.einsum('ncph,nchl->ncpl', high, lut, preferred_element_type=jnp.bfloat16)  # exact: one term, and integers up to 256 fit
-    return jnp.moveaxis(jnp.sum(rows * low, axis=-1).astype(jnp.uint8).reshape(n, 3, height, width), 1, 3)
+def _nibbles(planes):
+    return (jax.nn.one_hot(part, 16, dtype=jnp.bfloat16) for part in (planes >> 4, planes & 15))  # each [3, P, 16]
 
 
-def _matrix(op, argument, height, width):
-    """Returns the six numbers, each [N, 1, 1, 1], by which output (x, y) shows input (a x + b y + c, d x + e y + f)."""
-    zero, one = jnp.zeros_like(argument), jnp.ones_like(argument)
-    radians = jnp.where(_is(op, 'Rotate'), argument, 0) * (jnp.pi / 180)
+def _invert(image, argument, centre):
+    return 255 - image
+
+
+def _posterize(image, argument, centre):
+    shift = (8 - argument).astype(jnp.uint8)
+    return (image >> shift) << shift
+
+
+def _solarize(image, argument, centre):
+    return jnp.where(image < argument.astype(jnp.uint8), image, 255 - image)
+
+
+def _solarize_add(image, argument, centre):
+    brighter = jnp.minimum(image.astype(jnp.int32) + argument.astype(jnp.int32), 255)
+    return jnp.where(image < 128, brighter.astype(jnp.uint8), image)
+
+
+def _blend(degenerate, image, factor):
+    """degenerate + factor * (image - degenerate), clipped and cut off."""
+    mixed = degenerate + factor * (image.astype(jnp.float32) - degenerate)
+    return (jnp.clip(mixed, 0, 255) + EPSILON).astype(jnp.uint8)
+
+
+def _color(image, argument, centre):
+    r, g, b = (image[..., c : c + 1].astype(jnp.int32) for c in range(3))
+    luma = (19595 * r + 38470 * g + 7471 * b + 32768) >> 16
+    return _blend(luma.astype(jnp.float32), image, argument)
+
+
+def _contrast(image, argument, centre):
+    return _blend(jnp.float32(min(255, image.shape[0] * image.shape[1] // 256)), image, argument)
+
+
+def _brightness(image, argument, centre):
+    return _blend(jnp.float32(0), image, argument)
+
+
+def _sharpness(image, argument, centre):
+    values = image.astype(jnp.int32)
+    rows = values[:-2] + values[1:-1] + values[2:]
+    smooth = (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * values[1:-1, 1:-1]) // 13
+    inner = _blend(smooth.astype(jnp.float32), image[1:-1, 1:-1], argument)
+    return image.at[1:-1, 1:-1].set(inner)  # the border keeps its values
+
+
+def _rotate(image, argument, centre):
+    height, width = image.shape[:2]
+    radians = argument * (jnp.pi / 180)
     cos, sin = jnp.cos(radians), jnp.sin(radians)
     bottom, right = height - 1, width - 1
-    x = (right - (cos * right - sin * bottom)) / 2
-    y = (bottom - (sin * right + cos * bottom)) / 2
-    b = jnp.where(_is(op, 'ShearX'), argument, -sin)
-    c = jnp.where(_is(op, 'TranslateX'), argument, jnp.where(_is(op, 'Rotate'), x, zero))
-    d = jnp.where(_is(op, 'ShearY'), argument, sin)
-    f = jnp.where(_is(op, 'TranslateY'), argument, jnp.where(_is(op, 'Rotate'), y, zero))
-    return cos * one, b, c + EPSILON, d, cos * one, f + EPSILON
-
-
-def _affine(images, op, argument):
-    n, height, width, _ = images.shape
-    a, b, c, d, e, f = (number[:, 0] for number in _matrix(op, argument, height, width))  # [N, 1, 1]
-    y = jnp.arange(height, dtype=jnp.float32).reshape(1, height, 1)
-    x = jnp.arange(width, dtype=jnp.float32).reshape(1, 1, width)
-    source_x = jnp.floor(a * x + b * y + c + 0.5).astype(jnp.int32)  # [N, H, W]
-    source_y = jnp.floor(d * x + e * y + f + 0.5).astype(jnp.int32)
+    left = (right - (cos * right - sin * bottom)) / 2
+    top = (bottom - (sin * right + cos * bottom)) / 2
+    y, x = (lax.broadcasted_iota(jnp.float32, (height, width), axis) for axis in (0, 1))
+    source_x = jnp.floor(cos * x - sin * y + left + 0.5 + EPSILON).astype(jnp.int32)
+    source_y = jnp.floor(sin * x + cos * y + top + 0.5 + EPSILON).astype(jnp.int32)
     inside = (source_x >= 0) & (source_x < width) & (source_y >= 0) & (source_y < height)
-    place = jnp.where(inside, source_y * width + source_x, 0).reshape(n, height * width, 1)
-    moved = jnp.take_along_axis(images.reshape(n, height * width, 3), place, axis=1).reshape(images.shape)
+    moved = lax.platform_dependent(image, source_y, source_x, tpu=_gather_by_products, default=_gather)
     return jnp.where(inside[..., None], moved, jnp.uint8(FILL))
 
 
-def _cutout(images, op, argument, centre):
-    height, width = images.shape[1:3]
-    half = jnp.where(_is(op, 'Cutout'), argument, 0).astype(jnp.int32)
-    y = jnp.floor(centre[:, 0] * height).astype(jnp.int32)[:, None, None, None]
-    x = jnp.floor(centre[:, 1] * width).astype(jnp.int32)[:, None, None, None]
-    rows = jnp.arange(height).reshape(1, height, 1, 1)
-    columns = jnp.arange(width).reshape(1, 1, width, 1)
-    inside = (rows >= y - half) & (rows < y + half) & (columns >= x - half) & (columns < x + half)
-    return jnp.where(inside, jnp.uint8(FILL), images)
+def _gather(image, y, x):
+    """uint8 [H, W, 3], int32 [H, W] twice -> uint8 [H, W, 3], image[y, x]; anything where those lie outside."""
+    return image.at[y, x].get(mode='clip')
+
+
+def _gather_by_products(image, y, x):
+    """As _gather. A TPU fetches scattered pixels one by one, but picks columns, then rows, by one-hot products at the speed of its matrix unit."""
+    height, width, _ = image.shape
+    columns = jnp.moveaxis(image, 1, 0).reshape(width, height * 3).astype(jnp.bfloat16)  # [X, (Y, c)]
+    blocks = -(-height // ROWS)
+    padding = ((0, blocks * ROWS - height), (0, 0))
+
+    def block(places):
+        y, x = (place.reshape(-1) for place in places)  # [P], P = ROWS * W
+        picked = jax.nn.one_hot(x, width, dtype=jnp.bfloat16) @ columns  # [P, (Y, c)]
+        kept = jax.nn.one_hot(y, height, dtype=jnp.bfloat16)[:, :, None] * picked.reshape(-1, height, 3)
+        return jnp.sum(kept, axis=1).astype(jnp.uint8).reshape(ROWS, width, 3)
+
+    places = tuple(jnp.pad(place, padding).reshape(blocks, ROWS, width) for place in (y, x))
+    return lax.map(block, places).reshape(blocks * ROWS, width, 3)[:height]
+
+
+def _shifted(image, shift):
+    """uint8 [A, B, 3], int32 [A] -> image[a, b + shift[a]], grey outside. Log-many conditional rolls: a TPU has no cheap gather."""
+    width = image.shape[1]
+    wrapped = shift % width
+    for bit in range(max(1, (width - 1).bit_length())):
+        image = jnp.where((wrapped >> bit & 1)[:, None, None] == 1, jnp.roll(image, -(1 << bit), axis=1), image)
+    source = lax.broadcasted_iota(jnp.int32, image.shape[:2], 1) + shift[:, None]
+    return jnp.where(((source >= 0) & (source < width))[..., None], image, jnp.uint8(FILL))
+
+
+def _shifts(slope, offset, count):
+    return jnp.floor(slope * jnp.arange(count, dtype=jnp.float32) + offset + 0.5 + EPSILON).astype(jnp.int32)
+
+
+def _shear_x(image, argument, centre):
+    return _shifted(image, _shifts(argument, 0, image.shape[0]))
+
+
+def _shear_y(image, argument, centre):
+    return _transposed(_shear_x, image, argument)
+
+
+def _translate_x(image, argument, centre):
+    return _shifted(image, _shifts(0, argument, image.shape[0]))
+
+
+def _translate_y(image, argument, centre):
+    return _transposed(_translate_x, image, argument)
+
+
+def _transposed(operation, image, argument):
+    return operation(image.transpose(1, 0, 2), argument, None).transpose(1, 0, 2)
+
+
+def _cutout(image, argument, centre):
+    height, width = image.shape[:2]
+    half = argument.astype(jnp.int32)
+    rows = lax.broadcasted_iota(jnp.int32, (height, width, 1), 0) - (centre[0] * height).astype(jnp.int32)
+    columns = lax.broadcasted_iota(jnp.int32, (height, width, 1), 1) - (centre[1] * width).astype(jnp.int32)
+    inside = (rows >= -half) & (rows < half) & (columns >= -half) & (columns < half)
+    return jnp.where(inside, jnp.uint8(FILL), image)
+
+
+# In the order of data.policies.OPS.
+OPERATIONS = (
+    _identity, _auto_contrast, _equalize, _invert, _rotate, _posterize, _solarize, _color, _contrast, _brightness, _sharpness,
+    _shear_x, _shear_y, _translate_x, _translate_y, _cutout, _solarize_add,
+)  # fmt: skip

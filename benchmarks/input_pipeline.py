@@ -1,0 +1,253 @@
+"""Images a second and memory of the input pipeline on this host's cores, beside the textbook tf.data formulation and timm's DataLoader.
+
+    python benchmarks/input_pipeline.py [--timm_python=VENV/bin/python] [--images=512] [--rounds=5] [--memory_images=20000]
+        [--record=benchmarks/records/input_pipeline.md]
+
+Makes JPEGs like ImageNet's (500x375, quality 92) from the photographs that scikit-learn and matplotlib ship. The formulations take turns in
+every round, so that what else the machine does falls on all alike; figures are medians over rounds, ratios medians of each round's ratio.
+"""
+
+import argparse
+import io
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+import numpy as np
+
+BATCH, RESOLUTION, FILES = 64, 224, 256
+CORES = len(os.sched_getaffinity(0))
+RAND = {'policy': 'randaugment', 'layers': 2, 'magnitude': 10.0}
+
+# Runs under --timm_python, which needs torch, torchvision and timm: prints images a second for each line that it reads.
+TIMM = """
+import sys, time
+from timm.data import create_dataset, create_loader
+folder, batch, resolution, cores, images = sys.argv[1], *map(int, sys.argv[2:])
+loader = create_loader(create_dataset('', folder), (3, resolution, resolution), batch, is_training=True, auto_augment='rand-m9-mstd0.5',
+                       num_workers=cores, use_prefetcher=False, interpolation='bicubic', persistent_workers=True)
+def stream():
+    while True:
+        yield from loader
+batches = stream()
+next(batches)
+for _ in sys.stdin:
+    start = time.perf_counter()
+    for _ in range(images // batch):
+        next(batches)
+    print(images / (time.perf_counter() - start), flush=True)
+"""
+
+
+def write_photos(folder):
+    """FILES JPEGs of 500x375 in two classes: crops, scales and mirror images of photographs that packages ship."""
+    import matplotlib.cbook
+    from PIL import Image, ImageOps
+    from sklearn.datasets import load_sample_images
+
+    photos = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    photos.append(Image.open(matplotlib.cbook.get_sample_data('grace_hopper.jpg')).convert('RGB'))
+    rng = np.random.default_rng(0)
+    for i in range(FILES):
+        photo = photos[i % len(photos)]
+        scale = rng.uniform(0.7, 1.0)
+        width = int(min(photo.width, photo.height * 4 / 3) * scale)
+        left, top = rng.integers(0, photo.width - width + 1), rng.integers(0, photo.height - width * 3 // 4 + 1)
+        picture = photo.crop((left, top, left + width, top + width * 3 // 4)).resize((500, 375), Image.BICUBIC)
+        path = pathlib.Path(folder, 'ab'[i % 2], f'{i}.jpg')
+        path.parent.mkdir(exist_ok=True)
+        out = io.BytesIO()
+        (ImageOps.mirror(picture) if rng.random() < 0.5 else picture).save(out, 'JPEG', quality=92)
+        path.write_bytes(out.getvalue())
+
+
+def ours(folder, start_step=0, **augment):
+    from efficientnet_jax.data import pipeline, sources
+
+    source = sources.open_source(f'folder:{folder}', 'train+validation')
+    return pipeline.train_batches(
+        source, batch_size=BATCH, resolution=RESOLUTION, seed=0, start_step=start_step, augment=augment, read_threads=2 * CORES
+    )
+
+
+def textbook(folder):
+    """As tutorials write it: float32 pixels, TensorFlow's distorted box, bicubic resize, flip, normalisation of each image."""
+    import tensorflow as tf
+
+    def load(path):
+        encoded = tf.io.read_file(path)
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            tf.io.extract_jpeg_shape(encoded),
+            tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+            min_object_covered=0.1,
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            area_range=(0.08, 1.0),
+            max_attempts=10,
+        )
+        image = tf.io.decode_and_crop_jpeg(encoded, tf.concat([begin[:2], size[:2]], 0), channels=3)
+        image = tf.image.resize(tf.image.convert_image_dtype(image, tf.float32), (RESOLUTION, RESOLUTION), 'bicubic')
+        return tf.image.per_image_standardization(tf.image.random_flip_left_right(image))
+
+    files = tf.data.Dataset.list_files(os.path.join(folder, '*', '*.jpg')).repeat()
+    return files.map(load, tf.data.AUTOTUNE).batch(BATCH, drop_remainder=True).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+
+
+class Timm:
+    def __init__(self, python, folder, images):
+        arguments = [folder, BATCH, RESOLUTION, CORES, images]
+        self._process = subprocess.Popen(
+            [python, '-c', TIMM, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+
+    def speed(self):
+        self._process.stdin.write('go\n')
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f'--timm_python ended with status {self._process.wait()}; it needs torch, torchvision and timm.')
+        return float(line)
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def speed(make, images):
+    """Images a second, after one batch that is not counted. The stream is closed in between: nothing runs ahead into another's time."""
+    batches = make()
+    next(batches)
+    start = time.perf_counter()
+    for _ in range(images // BATCH):
+        next(batches)
+    result = images / (time.perf_counter() - start)
+    if hasattr(batches, 'close'):
+        batches.close()
+    return result
+
+
+def device_speed(images):
+    """Images a second of the operations of RandAugment alone, batched, on the device that jax finds."""
+    import jax
+
+    from efficientnet_jax import augment_device
+    from efficientnet_jax.data import order, policies
+
+    pixels = np.random.default_rng(0).integers(0, 256, (BATCH, RESOLUTION, RESOLUTION, 3), np.uint8)
+    ops = policies.draw(order.example_seeds(0, np.zeros(BATCH), np.arange(BATCH)), policies.Augment(**RAND))
+    apply = jax.jit(augment_device.apply_ops)
+    apply(pixels, ops).block_until_ready()
+    start = time.perf_counter()
+    for _ in range(images // BATCH):
+        apply(pixels, ops).block_until_ready()
+    return images / (time.perf_counter() - start)
+
+
+def resident_bytes():
+    return int(pathlib.Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+
+
+def memory(folder, images):
+    """Resident MiB after each tenth of `images`, the first of them after the start-up."""
+    batches = ours(folder, on='device', **RAND)
+    sizes = []
+    for step in range(images // BATCH):
+        next(batches)
+        if (step + 1) % max(1, images // BATCH // 10) == 0:
+            sizes.append(resident_bytes() / 2**20)
+    batches.close()
+    return sizes
+
+
+def restart(folder):
+    """Seconds from the call to the first batch at a step in the middle of an epoch, in a new process; imports are not in it."""
+    code = (
+        f'import sys, time; sys.path[:0] = {sys.path[:1]!r} + [{str(pathlib.Path(__file__).parent)!r}]; import tensorflow, input_pipeline\n'
+        f's = time.perf_counter(); b = input_pipeline.ours({folder!r}, start_step=100002); next(b); print(time.perf_counter() - s); b.close()'
+    )
+    return float(subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--images', type=int, default=512, help='of each formulation in each round')
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--memory_images', type=int, default=20000)
+    parser.add_argument('--timm_python', help='interpreter with torch, torchvision and timm; without it that comparison is left out')
+    parser.add_argument('--record', help='write the result to this file')
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        write_photos(folder)
+        timm = Timm(args.timm_python, folder, args.images) if args.timm_python else None
+        makes = {
+            'textbook': lambda: textbook(folder),
+            'crop and flip': lambda: ours(folder),
+            'RandAugment on the device, host time': lambda: ours(folder, on='device', **RAND),
+            'RandAugment on the host': lambda: ours(folder, on='host', **RAND),
+        }
+        rounds = []
+        for _ in range(args.rounds):
+            speeds = {name: speed(make, args.images) for name, make in makes.items()}
+            speeds |= {'timm rand-m9-mstd0.5': timm.speed()} if timm else {}
+            speeds['RandAugment operations alone, jax device'] = device_speed(2 * BATCH)
+            rounds.append(speeds)
+            print({name: round(value, 1) for name, value in speeds.items()}, flush=True)
+        if timm:
+            timm.close()
+        restarts = [restart(folder) for _ in range(3)]
+        sizes = memory(folder, args.memory_images)
+    report = render(args, rounds, restarts, sizes)
+    print(report)
+    if args.record:
+        pathlib.Path(args.record).write_text(report)
+
+
+def render(args, rounds, restarts, sizes):
+    import jax
+    import tensorflow as tf
+
+    medians = {name: statistics.median(speeds[name] for speeds in rounds) for name in rounds[0]}
+    plain, device = 'crop and flip', 'RandAugment on the device, host time'
+    wanted = [
+        (plain, 'textbook', 1.3),
+        (device, plain, 0.9),
+        (device, 'timm rand-m9-mstd0.5', 3.0),
+        ('RandAugment on the host', plain, None),
+    ]
+    lines = [
+        '# The input pipeline',
+        '',
+        f'`python benchmarks/input_pipeline.py --images={args.images} --rounds={args.rounds} --memory_images={args.memory_images}`'
+        f'{" with --timm_python" if args.timm_python else ""}, {time.strftime("%Y-%m-%d")}, {CORES} CPU cores, load average of the machine '
+        f'{os.getloadavg()[1]:.1f}, jax {jax.__version__} on {jax.devices()[0].device_kind}, TensorFlow {tf.__version__}.',
+        f'{FILES} JPEGs of 500x375 at quality 92 to {RESOLUTION} px, batches of {BATCH}; medians of {args.rounds} rounds of {args.images} images.',
+        '',
+        '| formulation | images/s |',
+        '| --- | --- |',
+        *(f'| {name} | {value:.0f} |' for name, value in medians.items()),
+        '',
+        '| ratio (median of the rounds, lowest to highest) | measured | wanted |',
+        '| --- | --- | --- |',
+    ]
+    for a, b, least in wanted:
+        if b in medians:
+            ratios = sorted(speeds[a] / speeds[b] for speeds in rounds)
+            lines.append(f'| {a} / {b} | {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {least or "-"} |')
+    lines += [
+        '',
+        f'From the call to the first batch at a step in the middle of an epoch, in a new process: {statistics.median(restarts):.2f} s '
+        f'(median of {len(restarts)}).',
+        '',
+        f'Resident memory over {args.memory_images:,} images, MiB after each tenth: {", ".join(f"{size:.0f}" for size in sizes)}.',
+        '',
+    ]
+    return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    main()
