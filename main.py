@@ -53,7 +53,7 @@ def main(argv):
         hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _LOST_AFTER.value)
         {'train': train, 'evaluate': evaluate, 'predict': predict}[_MODE.value]()
     except Exception as error:
-        hosts.leave(*hosts.verdict(error))
+        hosts.leave(error)
 
 
 if __name__ == '__main__':

@@ -71,8 +71,9 @@ def on_first(do: Callable[[], Any]) -> Any:
         try:
             message = {'value': do()}
         except (ValueError, OSError) as raised:
-            error, message = raised, {'error': str(raised), 'kind': 'ValueError' if isinstance(raised, ValueError) else 'OSError'}
-    text = np.frombuffer(json.dumps(message).encode().ljust(_MESSAGE_BYTES), np.uint8)
+            text = str(raised)[: MESSAGE_BYTES // 16]  # a character takes up to 12 bytes of JSON
+            error, message = raised, {'error': text, 'kind': 'ValueError' if isinstance(raised, ValueError) else 'OSError'}
+    text = np.frombuffer(json.dumps(message).encode().ljust(MESSAGE_BYTES), np.uint8)
     message = json.loads(multihost_utils.broadcast_one_to_all(text).tobytes())
     if error is not None:
         raise error
@@ -81,7 +82,7 @@ def on_first(do: Callable[[], Any]) -> Any:
     return message['value']
 
 
-_MESSAGE_BYTES = 16384  # a broadcast has one size; config differences are the longest
+MESSAGE_BYTES = 16384  # a broadcast has one size on all hosts; the longest are differences between configs
 
 
 class StopNotice:
@@ -152,10 +153,16 @@ def verdict(error: Exception) -> tuple[int, str]:
 _RERUN = 'Start all again with the same command; they go on from the newest checkpoint.'
 
 
-def leave(status: int, message: str) -> None:
-    """Ends this process. One of several ends at once: an orderly exit would wait for the others, which wait for this one."""
+def leave(error: Exception) -> None:
+    """Ends this process with the verdict. One of several ends at once: an orderly exit would wait for the others, which wait for it.
+
+    Only where all stop at the same step does each wait for the others, or they would take the first to go for lost.
+    """
+    status, message = verdict(error)
     print(message, file=sys.stderr, flush=True)
-    if jax.distributed.is_initialized():
-        sys.stdout.flush()
-        os._exit(status)
-    sys.exit(status)
+    if not jax.distributed.is_initialized():
+        sys.exit(status)
+    if isinstance(error, Stopped):
+        jax.distributed.shutdown()
+    sys.stdout.flush()
+    os._exit(status)
