@@ -5,6 +5,7 @@
 
 Makes JPEGs like ImageNet's (500x375, quality 92) from the photographs that scikit-learn and matplotlib ship. The formulations take turns in
 every round, so that what else the machine does falls on all alike; figures are medians over rounds, ratios medians of each round's ratio.
+Each is given as images a second, and as images per second of processor time, which says the same of a machine that does nothing else.
 """
 
 import argparse
@@ -23,26 +24,25 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 import numpy as np
 
 BATCH, RESOLUTION, FILES = 64, 224, 256
+WARM = 6  # batches before the clock starts: more than any of the formulations holds ready
 CORES = len(os.sched_getaffinity(0))
 RAND = {'policy': 'randaugment', 'layers': 2, 'magnitude': 10.0}
 
-# Runs under --timm_python, which needs torch, torchvision and timm: prints images a second for each line that it reads.
+# Runs under --timm_python, which needs torch, torchvision and timm: yields as many batches as each line that it reads says.
 TIMM = """
-import sys, time
+import sys
 from timm.data import create_dataset, create_loader
-folder, batch, resolution, cores, images = sys.argv[1], *map(int, sys.argv[2:])
+folder, batch, resolution, cores = sys.argv[1], *map(int, sys.argv[2:])
 loader = create_loader(create_dataset('', folder), (3, resolution, resolution), batch, is_training=True, auto_augment='rand-m9-mstd0.5',
                        num_workers=cores, use_prefetcher=False, interpolation='bicubic', persistent_workers=True)
 def stream():
     while True:
         yield from loader
 batches = stream()
-next(batches)
-for _ in sys.stdin:
-    start = time.perf_counter()
-    for _ in range(images // batch):
+for line in sys.stdin:
+    for _ in range(int(line)):
         next(batches)
-    print(images / (time.perf_counter() - start), flush=True)
+    print('done', flush=True)
 """
 
 
@@ -100,35 +100,58 @@ def textbook(folder):
 
 
 class Timm:
-    def __init__(self, python, folder, images):
-        arguments = [folder, BATCH, RESOLUTION, CORES, images]
+    """The DataLoader in its own process and workers; `next` by the batch, through a pipe."""
+
+    def __init__(self, python, folder):
+        arguments = [folder, BATCH, RESOLUTION, CORES]
         self._process = subprocess.Popen(
             [python, '-c', TIMM, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
+        self.pid = self._process.pid
 
-    def speed(self):
-        self._process.stdin.write('go\n')
-        line = self._process.stdout.readline()
-        if not line:
+    def take(self, batches):
+        self._process.stdin.write(f'{batches}\n')
+        if not self._process.stdout.readline():
             raise RuntimeError(f'--timm_python ended with status {self._process.wait()}; it needs torch, torchvision and timm.')
-        return float(line)
 
     def close(self):
         self._process.stdin.close()
         self._process.wait()
 
 
-def speed(make, images):
-    """Images a second, after one batch that is not counted. The stream is closed in between: nothing runs ahead into another's time."""
-    batches = make()
-    next(batches)
-    start = time.perf_counter()
-    for _ in range(images // BATCH):
-        next(batches)
-    result = images / (time.perf_counter() - start)
-    if hasattr(batches, 'close'):
-        batches.close()
-    return result
+class Stream:
+    """An iterator of batches in this process, as `Timm`."""
+
+    def __init__(self, batches):
+        self.pid = os.getpid()
+        self._batches = batches
+
+    def take(self, batches):
+        for _ in range(batches):
+            next(self._batches)
+
+    def close(self):
+        if hasattr(self._batches, 'close'):
+            self._batches.close()
+
+
+def cpu_seconds(pid, with_children):
+    """Processor time of a process and, of timm's, of its workers."""
+    total = sum(int(ticks) for ticks in pathlib.Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[11:13])
+    seconds = total / os.sysconf('SC_CLK_TCK')
+    if with_children:
+        children = pathlib.Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+        seconds += sum(cpu_seconds(int(child), False) for child in children)
+    return seconds
+
+
+def speed(stream, images):
+    """(images a second, images per second of processor time), once what was held ready is used up."""
+    others = stream.pid != os.getpid()
+    stream.take(WARM)
+    start, cpu = time.perf_counter(), cpu_seconds(stream.pid, others)
+    stream.take(images // BATCH)
+    return images / (time.perf_counter() - start), images / (cpu_seconds(stream.pid, others) - cpu)
 
 
 def device_speed(images):
@@ -142,10 +165,10 @@ def device_speed(images):
     ops = policies.draw(order.example_seeds(0, np.zeros(BATCH), np.arange(BATCH)), policies.Augment(**RAND))
     apply = jax.jit(augment_device.apply_ops)
     apply(pixels, ops).block_until_ready()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     for _ in range(images // BATCH):
         apply(pixels, ops).block_until_ready()
-    return images / (time.perf_counter() - start)
+    return images / (time.perf_counter() - start), images / (time.process_time() - cpu)
 
 
 def resident_bytes():
@@ -183,7 +206,7 @@ def main():
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_photos(folder)
-        timm = Timm(args.timm_python, folder, args.images) if args.timm_python else None
+        timm = Timm(args.timm_python, folder) if args.timm_python else None
         makes = {
             'textbook': lambda: textbook(folder),
             'crop and flip': lambda: ours(folder),
@@ -192,11 +215,16 @@ def main():
         }
         rounds = []
         for _ in range(args.rounds):
-            speeds = {name: speed(make, args.images) for name, make in makes.items()}
-            speeds |= {'timm rand-m9-mstd0.5': timm.speed()} if timm else {}
+            speeds = {}
+            for name, make in makes.items():
+                stream = Stream(make())
+                speeds[name] = speed(stream, args.images)
+                stream.close()  # nothing runs ahead into the time of the next
+            if timm:
+                speeds['timm rand-m9-mstd0.5'] = speed(timm, args.images)
             speeds['RandAugment operations alone, jax device'] = device_speed(2 * BATCH)
             rounds.append(speeds)
-            print({name: round(value, 1) for name, value in speeds.items()}, flush=True)
+            print({name: (round(wall), round(cpu)) for name, (wall, cpu) in speeds.items()}, flush=True)
         if timm:
             timm.close()
         restarts = [restart(folder) for _ in range(3)]
@@ -211,7 +239,7 @@ def render(args, rounds, restarts, sizes):
     import jax
     import tensorflow as tf
 
-    medians = {name: statistics.median(speeds[name] for speeds in rounds) for name in rounds[0]}
+    medians = {name: [statistics.median(values) for values in zip(*(speeds[name] for speeds in rounds), strict=True)] for name in rounds[0]}
     plain, device = 'crop and flip', 'RandAugment on the device, host time'
     wanted = [
         (plain, 'textbook', 1.3),
@@ -227,17 +255,20 @@ def render(args, rounds, restarts, sizes):
         f'{os.getloadavg()[1]:.1f}, jax {jax.__version__} on {jax.devices()[0].device_kind}, TensorFlow {tf.__version__}.',
         f'{FILES} JPEGs of 500x375 at quality 92 to {RESOLUTION} px, batches of {BATCH}; medians of {args.rounds} rounds of {args.images} images.',
         '',
-        '| formulation | images/s |',
-        '| --- | --- |',
-        *(f'| {name} | {value:.0f} |' for name, value in medians.items()),
-        '',
-        '| ratio (median of the rounds, lowest to highest) | measured | wanted |',
+        '| formulation | images/s | images per second of processor time |',
         '| --- | --- | --- |',
+        *(f'| {name} | {wall:.0f} | {cpu:.0f} |' for name, (wall, cpu) in medians.items()),
+        '',
+        '| ratio, median of the rounds (lowest to highest) | of images/s | per processor time | wanted |',
+        '| --- | --- | --- | --- |',
     ]
     for a, b, least in wanted:
         if b in medians:
-            ratios = sorted(speeds[a] / speeds[b] for speeds in rounds)
-            lines.append(f'| {a} / {b} | {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {least or "-"} |')
+            cells = []
+            for kind in range(2):
+                ratios = sorted(speeds[a][kind] / speeds[b][kind] for speeds in rounds)
+                cells.append(f'{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})')
+            lines.append(f'| {a} / {b} | {cells[0]} | {cells[1]} | {least or "-"} |')
     lines += [
         '',
         f'From the call to the first batch at a step in the middle of an epoch, in a new process: {statistics.median(restarts):.2f} s '

@@ -14,8 +14,6 @@ from jax.sharding import PartitionSpec
 from efficientnet_jax.data.augment_host import EPSILON
 from efficientnet_jax.data.policies import FILL
 
-ROWS = 8  # of the output that _gather_by_products makes at a time: bounds its memory to 5 MB an image at 224 px
-
 
 def apply_ops(images, ops, mesh=None):
     """uint8 [N, H, W, 3], float32 [N, layers, 4] from data.policies.draw -> uint8 [N, H, W, 3].
@@ -39,185 +37,173 @@ def apply_ops(images, ops, mesh=None):
 def _one_image(image, ops):
     """uint8 [H, W, 3], float32 [layers, 4] -> uint8 [H, W, 3]."""
 
-    def layer(i, image):
-        return lax.switch(ops[i, 0].astype(jnp.int32), OPERATIONS, image, ops[i, 1], ops[i, 2:])
+    def layer(i, planes):
+        return lax.switch(ops[i, 0].astype(jnp.int32), OPERATIONS, planes, ops[i, 1], ops[i, 2:])
 
-    return lax.fori_loop(0, ops.shape[0], layer, image)
-
-
-def _identity(image, argument, centre):
-    return image
+    planes = image.transpose(2, 0, 1).astype(jnp.int32)  # in between int32 [3, H, W]: a TPU has no 8-bit arithmetic, and likes W last
+    return lax.fori_loop(0, ops.shape[0], layer, planes).astype(jnp.uint8).transpose(1, 2, 0)
 
 
-def _auto_contrast(image, argument, centre):
-    low = jnp.min(image, axis=(0, 1), keepdims=True).astype(jnp.float32)  # [1, 1, 3]
-    span = jnp.max(image, axis=(0, 1), keepdims=True).astype(jnp.float32) - low
-    stretched = (image.astype(jnp.float32) - low) * 255 / jnp.maximum(span, 1)
-    return jnp.where(span > 0, (stretched + EPSILON).astype(jnp.uint8), image)
+def _identity(x, argument, centre):
+    return x
 
 
-def _equalize(image, argument, centre):
-    planes = jnp.moveaxis(image, 2, 0).reshape(3, -1)  # [3, H * W]
-    histogram = lax.platform_dependent(planes, tpu=_count_by_products, default=_count_by_scatter)  # int32 [3, 256]
+def _auto_contrast(x, argument, centre):
+    low = jnp.min(x, axis=(1, 2), keepdims=True)  # [3, 1, 1]
+    span = jnp.max(x, axis=(1, 2), keepdims=True) - low
+    stretched = ((x - low) * 255).astype(jnp.float32) / jnp.maximum(span, 1).astype(jnp.float32)
+    return jnp.where(span > 0, (stretched + EPSILON).astype(jnp.int32), x)
+
+
+def _equalize(x, argument, centre):
+    values = x.reshape(3, -1)  # [3, H * W]
+    histogram = lax.platform_dependent(values, tpu=_count_by_products, default=_count_by_scatter)  # int32 [3, 256]
     value = jnp.arange(256).reshape(1, 256)
     last = jnp.max(jnp.where(histogram > 0, value, 0), axis=1, keepdims=True)  # the brightest value of each channel
-    step = (planes.shape[1] - jnp.sum(jnp.where(value == last, histogram, 0), axis=1, keepdims=True)) // 255
+    step = (values.shape[1] - jnp.sum(jnp.where(value == last, histogram, 0), axis=1, keepdims=True)) // 255
     below = jnp.cumsum(histogram, axis=1) - histogram
     table = jnp.where(value > 0, jnp.minimum((below + step // 2) // jnp.maximum(step, 1), 255), 0)
-    table = jnp.where(step > 0, table, value).astype(jnp.uint8)
-    planes = lax.platform_dependent(table, planes, tpu=_look_up_by_products, default=_look_up_by_gather)
-    return jnp.moveaxis(planes.reshape(3, *image.shape[:2]), 0, 2)
+    table = jnp.where(step > 0, table, value)
+    return lax.platform_dependent(table, values, tpu=_look_up_by_products, default=_look_up_by_gather).reshape(x.shape)
 
 
-def _count_by_scatter(planes):
-    return jax.vmap(functools.partial(jnp.bincount, length=256))(planes).astype(jnp.int32)
+def _count_by_scatter(values):
+    return jax.vmap(functools.partial(jnp.bincount, length=256))(values).astype(jnp.int32)
 
 
-def _count_by_products(planes):
-    """uint8 [3, P] -> int32 [3, 256]. The values as 16 x 16: a matrix product of one-hot rows, which a TPU does far faster than scatter."""
-    high, low = _nibbles(planes)
-    return jnp.einsum('cph,cpl->chl', high, low, preferred_element_type=jnp.float32).reshape(3, 256).astype(jnp.int32)
+def _count_by_products(values):
+    """int32 [3, P] -> int32 [3, 256]. The values as 16 x 16: a matrix product of one-hot rows, which a TPU does far faster than scatter."""
+    high, low = _nibbles(values)
+    return jnp.einsum('chp,clp->chl', high, low, preferred_element_type=jnp.float32).reshape(3, 256).astype(jnp.int32)
 
 
-def _look_up_by_gather(table, planes):
-    return jnp.take_along_axis(table, planes.astype(jnp.int32), axis=1)
+def _look_up_by_gather(table, values):
+    return jnp.take_along_axis(table, values, axis=1)
 
 
-def _look_up_by_products(table, planes):
-    """uint8 [3, 256], uint8 [3, P] -> uint8 [3, P]. Exact: every sum has one term, and bfloat16 holds the integers up to 256."""
-    high, low = _nibbles(planes)
-    rows = jnp.einsum('cph,chl->cpl', high, table.astype(jnp.bfloat16).reshape(3, 16, 16), preferred_element_type=jnp.float32)
-    return jnp.sum(rows * low, axis=2).astype(jnp.uint8)
+def _look_up_by_products(table, values):
+    """int32 [3, 256], int32 [3, P] -> int32 [3, P]. Exact: every sum has one term, and bfloat16 holds the integers up to 256."""
+    high, low = _nibbles(values)
+    columns = jnp.einsum('chl,chp->clp', table.astype(jnp.bfloat16).reshape(3, 16, 16), high, preferred_element_type=jnp.float32)
+    return jnp.sum(columns * low, axis=1).astype(jnp.int32)
 
 
-def _nibbles(planes):
-    return (jax.nn.one_hot(part, 16, dtype=jnp.bfloat16) for part in (planes >> 4, planes & 15))  # each [3, P, 16]
+def _nibbles(values):
+    return (jax.nn.one_hot(part, 16, dtype=jnp.bfloat16, axis=1) for part in (values >> 4, values & 15))  # each [3, 16, P]
 
 
-def _invert(image, argument, centre):
-    return 255 - image
+def _invert(x, argument, centre):
+    return 255 - x
 
 
-def _posterize(image, argument, centre):
-    shift = (8 - argument).astype(jnp.uint8)
-    return (image >> shift) << shift
+def _posterize(x, argument, centre):
+    shift = (8 - argument).astype(jnp.int32)
+    return (x >> shift) << shift
 
 
-def _solarize(image, argument, centre):
-    return jnp.where(image < argument.astype(jnp.uint8), image, 255 - image)
+def _solarize(x, argument, centre):
+    return jnp.where(x < argument.astype(jnp.int32), x, 255 - x)
 
 
-def _solarize_add(image, argument, centre):
-    brighter = jnp.minimum(image.astype(jnp.int32) + argument.astype(jnp.int32), 255)
-    return jnp.where(image < 128, brighter.astype(jnp.uint8), image)
+def _solarize_add(x, argument, centre):
+    return jnp.where(x < 128, jnp.minimum(x + argument.astype(jnp.int32), 255), x)
 
 
-def _blend(degenerate, image, factor):
-    """degenerate + factor * (image - degenerate), clipped and cut off."""
-    mixed = degenerate + factor * (image.astype(jnp.float32) - degenerate)
-    return (jnp.clip(mixed, 0, 255) + EPSILON).astype(jnp.uint8)
+def _blend(degenerate, x, factor):
+    """degenerate + factor * (x - degenerate), clipped and cut off."""
+    mixed = degenerate + factor * (x.astype(jnp.float32) - degenerate)
+    return (jnp.clip(mixed, 0, 255) + EPSILON).astype(jnp.int32)
 
 
-def _color(image, argument, centre):
-    r, g, b = (image[..., c : c + 1].astype(jnp.int32) for c in range(3))
-    luma = (19595 * r + 38470 * g + 7471 * b + 32768) >> 16
-    return _blend(luma.astype(jnp.float32), image, argument)
+def _color(x, argument, centre):
+    luma = (19595 * x[:1] + 38470 * x[1:2] + 7471 * x[2:] + 32768) >> 16
+    return _blend(luma.astype(jnp.float32), x, argument)
 
 
-def _contrast(image, argument, centre):
-    return _blend(jnp.float32(min(255, image.shape[0] * image.shape[1] // 256)), image, argument)
+def _contrast(x, argument, centre):
+    return _blend(jnp.float32(min(255, x.shape[1] * x.shape[2] // 256)), x, argument)
 
 
-def _brightness(image, argument, centre):
-    return _blend(jnp.float32(0), image, argument)
+def _brightness(x, argument, centre):
+    return _blend(jnp.float32(0), x, argument)
 
 
-def _sharpness(image, argument, centre):
-    values = image.astype(jnp.int32)
-    rows = values[:-2] + values[1:-1] + values[2:]
-    smooth = (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * values[1:-1, 1:-1]) // 13
-    inner = _blend(smooth.astype(jnp.float32), image[1:-1, 1:-1], argument)
-    return image.at[1:-1, 1:-1].set(inner)  # the border keeps its values
+def _sharpness(x, argument, centre):
+    rows = jnp.roll(x, 1, axis=1) + x + jnp.roll(x, -1, axis=1)
+    smooth = (jnp.roll(rows, 1, axis=2) + rows + jnp.roll(rows, -1, axis=2) + 4 * x) // 13
+    y, column = _places(x)
+    border = (y == 0) | (y == x.shape[1] - 1) | (column == 0) | (column == x.shape[2] - 1)
+    return jnp.where(border, x, _blend(smooth.astype(jnp.float32), x, argument))  # the border keeps its values
 
 
-def _rotate(image, argument, centre):
-    height, width = image.shape[:2]
+def _places(x):
+    """[3, H, W] -> row and column of each pixel, int32 [1, H, W]."""
+    return (lax.broadcasted_iota(jnp.int32, (1, *x.shape[1:]), axis) for axis in (1, 2))
+
+
+def _moved(x, move, source_y, source_x):
+    """int32 [3, H, W] -> the same with each pixel from (source_y, source_x), int32 [1, H, W], grey where that lies outside.
+
+    move: int32 [H, W] -> [H, W], which fetches the pixels; the three values travel as one word.
+    """
+    word = move(x[0] << 16 | x[1] << 8 | x[2])
+    inside = (source_x >= 0) & (source_x < x.shape[2]) & (source_y >= 0) & (source_y < x.shape[1])
+    return jnp.where(inside, jnp.stack([word >> 16, word >> 8 & 255, word & 255]), FILL)
+
+
+def _rounded(real):
+    return jnp.floor(real + 0.5 + EPSILON).astype(jnp.int32)
+
+
+def _rotate(x, argument, centre):
     radians = argument * (jnp.pi / 180)
     cos, sin = jnp.cos(radians), jnp.sin(radians)
-    bottom, right = height - 1, width - 1
+    bottom, right = x.shape[1] - 1, x.shape[2] - 1
     left = (right - (cos * right - sin * bottom)) / 2
     top = (bottom - (sin * right + cos * bottom)) / 2
-    y, x = (lax.broadcasted_iota(jnp.float32, (height, width), axis) for axis in (0, 1))
-    source_x = jnp.floor(cos * x - sin * y + left + 0.5 + EPSILON).astype(jnp.int32)
-    source_y = jnp.floor(sin * x + cos * y + top + 0.5 + EPSILON).astype(jnp.int32)
-    inside = (source_x >= 0) & (source_x < width) & (source_y >= 0) & (source_y < height)
-    moved = lax.platform_dependent(image, source_y, source_x, tpu=_gather_by_products, default=_gather)
-    return jnp.where(inside[..., None], moved, jnp.uint8(FILL))
+    row, column = (place.astype(jnp.float32) for place in _places(x))
+    source_x = _rounded(cos * column - sin * row + left)
+    source_y = _rounded(sin * column + cos * row + top)
+    place = jnp.clip(source_y * x.shape[2] + source_x, 0, x.shape[1] * x.shape[2] - 1)[0]
+    return _moved(x, lambda word: word.reshape(-1)[place], source_y, source_x)
 
 
-def _gather(image, y, x):
-    """uint8 [H, W, 3], int32 [H, W] twice -> uint8 [H, W, 3], image[y, x]; anything where those lie outside."""
-    return image.at[y, x].get(mode='clip')
-
-
-def _gather_by_products(image, y, x):
-    """As _gather. A TPU fetches scattered pixels one by one, but picks columns, then rows, by one-hot products at the speed of its matrix unit."""
-    height, width, _ = image.shape
-    columns = jnp.moveaxis(image, 1, 0).reshape(width, height * 3).astype(jnp.bfloat16)  # [X, (Y, c)]
-    blocks = -(-height // ROWS)
-    padding = ((0, blocks * ROWS - height), (0, 0))
-
-    def block(places):
-        y, x = (place.reshape(-1) for place in places)  # [P], P = ROWS * W
-        picked = jax.nn.one_hot(x, width, dtype=jnp.bfloat16) @ columns  # [P, (Y, c)]
-        kept = jax.nn.one_hot(y, height, dtype=jnp.bfloat16)[:, :, None] * picked.reshape(-1, height, 3)
-        return jnp.sum(kept, axis=1).astype(jnp.uint8).reshape(ROWS, width, 3)
-
-    places = tuple(jnp.pad(place, padding).reshape(blocks, ROWS, width) for place in (y, x))
-    return lax.map(block, places).reshape(blocks * ROWS, width, 3)[:height]
-
-
-def _shifted(image, shift):
-    """uint8 [A, B, 3], int32 [A] -> image[a, b + shift[a]], grey outside. Log-many conditional rolls: a TPU has no cheap gather."""
-    width = image.shape[1]
+def _shifted(x, shift):
+    """int32 [3, H, W], int32 [H] -> x[:, a, b + shift[a]], grey outside. Rolls by powers of two: a TPU has no cheap gather."""
+    width = x.shape[2]
     wrapped = shift % width
-    for bit in range(max(1, (width - 1).bit_length())):
-        image = jnp.where((wrapped >> bit & 1)[:, None, None] == 1, jnp.roll(image, -(1 << bit), axis=1), image)
-    source = lax.broadcasted_iota(jnp.int32, image.shape[:2], 1) + shift[:, None]
-    return jnp.where(((source >= 0) & (source < width))[..., None], image, jnp.uint8(FILL))
+
+    def move(word):
+        for bit in range((width - 1).bit_length()):
+            word = jnp.where((wrapped >> bit & 1)[:, None] == 1, jnp.roll(word, -(1 << bit), axis=1), word)
+        return word
+
+    row, column = _places(x)
+    return _moved(x, move, row, column + shift[None, :, None])
 
 
-def _shifts(slope, offset, count):
-    return jnp.floor(slope * jnp.arange(count, dtype=jnp.float32) + offset + 0.5 + EPSILON).astype(jnp.int32)
+def _shear_x(x, argument, centre):
+    return _shifted(x, _rounded(argument * jnp.arange(x.shape[1], dtype=jnp.float32)))
 
 
-def _shear_x(image, argument, centre):
-    return _shifted(image, _shifts(argument, 0, image.shape[0]))
+def _translate_x(x, argument, centre):
+    return _shifted(x, jnp.broadcast_to(_rounded(argument), x.shape[1:2]))
 
 
-def _shear_y(image, argument, centre):
-    return _transposed(_shear_x, image, argument)
+def _shear_y(x, argument, centre):
+    return _shear_x(x.transpose(0, 2, 1), argument, centre).transpose(0, 2, 1)
 
 
-def _translate_x(image, argument, centre):
-    return _shifted(image, _shifts(0, argument, image.shape[0]))
+def _translate_y(x, argument, centre):
+    return _translate_x(x.transpose(0, 2, 1), argument, centre).transpose(0, 2, 1)
 
 
-def _translate_y(image, argument, centre):
-    return _transposed(_translate_x, image, argument)
-
-
-def _transposed(operation, image, argument):
-    return operation(image.transpose(1, 0, 2), argument, None).transpose(1, 0, 2)
-
-
-def _cutout(image, argument, centre):
-    height, width = image.shape[:2]
+def _cutout(x, argument, centre):
     half = argument.astype(jnp.int32)
-    rows = lax.broadcasted_iota(jnp.int32, (height, width, 1), 0) - (centre[0] * height).astype(jnp.int32)
-    columns = lax.broadcasted_iota(jnp.int32, (height, width, 1), 1) - (centre[1] * width).astype(jnp.int32)
-    inside = (rows >= -half) & (rows < half) & (columns >= -half) & (columns < half)
-    return jnp.where(inside, jnp.uint8(FILL), image)
+    row, column = _places(x)
+    y = row - (centre[0] * x.shape[1]).astype(jnp.int32)
+    x_ = column - (centre[1] * x.shape[2]).astype(jnp.int32)
+    return jnp.where((y >= -half) & (y < half) & (x_ >= -half) & (x_ < half), FILL, x)
 
 
 # In the order of data.policies.OPS.

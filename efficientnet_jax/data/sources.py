@@ -201,8 +201,11 @@ def _tfds_builder(dataset, data_dir):
 
 
 def _how_to_prepare(dataset, data_dir, builder):
-    where = f'--data_dir={data_dir} ' if data_dir else ''
-    command = 'launch/prepare_imagenet.sh' if builder.name == 'imagenet2012' else f'tfds build {dataset} {where}--file_format=array_record'
+    # Not `tfds build`, which cannot start without apache_beam (TFDS 4.9.10).
+    make = (
+        f"import tensorflow_datasets as t; t.builder('{dataset}', data_dir={data_dir!r}, file_format='array_record').download_and_prepare()"
+    )
+    command = 'launch/prepare_imagenet.sh' if builder.name == 'imagenet2012' else f'python -c "{make}"'
     return (
         f'dataset={dataset!r} is not prepared: {builder.data_path} is missing or has no data '
         f'(data_dir={data_dir!r}, TFDS_DATA_DIR={os.environ.get("TFDS_DATA_DIR")!r}). '

@@ -25,7 +25,7 @@ def cache(tmp_path, monkeypatch):
 
 def test_array_record_by_index(data_dir):
     source = open_source('digits', 'train', data_dir)
-    assert (len(source), source.num_classes, source.class_names, source.name) == (1500, 10, None, 'digits:train')
+    assert (len(source), source.num_classes, source.class_names, source.name) == (1500, 10, tuple('0123456789'), 'digits:train')
     encoded, labels = source.read([7, 0, 7])
     assert encoded[0] == encoded[2] != encoded[1] and encoded[0].startswith(b'\x89PNG')
     assert labels.dtype == np.int32 and labels[0] == labels[2]
@@ -130,7 +130,7 @@ def test_mocked_imagenet():
             FileNotFoundError,
             r"dataset='imagenet2012' is not prepared: .*/imagenet2012/.* with `launch/prepare_imagenet.sh`",
         ),
-        ('cifar10', 'train', FileNotFoundError, r'with `tfds build cifar10 --data_dir=.* --file_format=array_record`, or set data_dir'),
+        ('cifar10', 'train', FileNotFoundError, r'with `python -c "import .*download_and_prepare\(\)"`, or set data_dir'),
         ('coco', 'train', ValueError, r"dataset='coco' must have the features `image` and `label` \(a ClassLabel\); it has \['image', "),
         ('digits', 'trian', ValueError, r"split='trian' does not fit 'digits', which has train \(1,500\), test \(297\)"),
         ('digits', 'train[:5000]', ValueError, r"split='train\[:5000\]' does not fit 'digits'"),
