@@ -198,7 +198,7 @@ def poison(monkeypatch):
 
 def test_nan_stops_with_the_step_and_the_last_good_checkpoint(tmp_path, poison):
     poison(7)
-    message = r'loss=nan, .* at step 7, or set nan_rollbacks .*the last good checkpoint is step 6 in .*Lower lr_per_256'
+    message = r'loss=nan, .* at step 7; the last good checkpoint is step 6 in .*Lower lr_per_256.*or set nan_rollbacks to skip'
     with pytest.raises(train.NotFinite, match=message):
         train.train(config(), str(tmp_path))
 

@@ -135,19 +135,18 @@ def test_no_activations_are_gathered_where_height_is_split(monkeypatch, data, sp
 @pytest.mark.aot
 @pytest.mark.parametrize('spatial', [1, 2])
 def test_no_activations_are_gathered_on_tpu(spatial):
-    """B0 at 300 px, odd below 75, compiled for eight chips that are not there."""
+    """Compiled for eight chips that are not there."""
     pytest.importorskip('libtpu', reason='compiling for a TPU needs libtpu')
     from jax.experimental import topologies
 
-    devices = topologies.get_topology_desc('v5e:2x4', platform='tpu').devices
-    mesh = make_mesh(-1, spatial, devices)
-    module, optimizer = build('efficientnet_b0', 1000, jnp.bfloat16), optax.sgd(0.1)
-    shapes = jax.eval_shape(functools.partial(init_state, module, optimizer, 300, 0, ema=True))
+    mesh = make_mesh(-1, spatial, topologies.get_topology_desc('v5e:2x4', platform='tpu').devices)
+    module, optimizer = build(ODD, CLASSES, jnp.bfloat16), optax.sgd(0.1)
+    shapes = jax.eval_shape(functools.partial(init_state, module, optimizer, RESOLUTION, 0, ema=True))
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes)
-    shapes = {'image': ((64, 300, 300, 3), np.uint8), 'label': ((64,), np.int32)}
-    inputs = {name: jax.ShapeDtypeStruct(*shape, sharding=batch_sharding(mesh, name)) for name, shape in shapes.items()}
-    of_300 = Recipe(0, Preprocess(300, 32, 'bicubic', **NORMALISATIONS['imagenet']), ema_decay=0.9999)
-    step = jax.jit(functools.partial(train_step, module, optimizer, of_300), out_shardings=replicated(mesh))
+    height = RESOLUTION + -RESOLUTION % spatial
+    arrays = {'image': ((BATCH, height, RESOLUTION, 3), np.uint8), 'label': ((BATCH,), np.int32)}
+    inputs = {name: jax.ShapeDtypeStruct(*of, sharding=batch_sharding(mesh, name)) for name, of in arrays.items()}
+    step = jax.jit(functools.partial(train_step, module, optimizer, recipe()), out_shardings=replicated(mesh))
     assert_nothing_gathered(step.lower(state, inputs).compile(), spatial)
 
 
