@@ -279,7 +279,9 @@ def test_one_of_two_killed_the_other_ends_in_time_and_a_restart_goes_on(tmp_path
     killed = time.monotonic()
     cluster.communicate(timeout=60)
     assert time.monotonic() - killed < 60
-    assert 'has lost another of the 2' in (tmp_path / 'logs' / '0.log').read_text() or cluster.returncode != 0
+    assert cluster.returncode != 0
+    log = (tmp_path / 'logs' / '0.log').read_text()  # ours where a collective fails, JAX's where its heartbeat is first
+    assert 'has lost another of the 2' in log or 'The following tasks are unhealthy' in log
     reached = max(losses(tmp_path / 'w'))
     cluster = start_cluster(tmp_path / 'w', tmp_path / 'logs2', *flags)
     wait_for_lines(tmp_path / 'w', len(report.read_jsonl(f'{tmp_path}/w/metrics.jsonl')) + 5)
