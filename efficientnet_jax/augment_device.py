@@ -1,7 +1,7 @@
 """Augmentation on the accelerator, as part of the jitted train step.
 
-`apply_ops` has the operations of data/augment_host.py, value for value. `mix` and `erase` work on normalised images and draw from each example's own
-seed. Nothing here depends on how many devices share the batch.
+`apply_ops` has the operations of data/augment_host.py, value for value. `mix` and `erase` work on normalised images. What is applied was
+drawn on the host (data/policies.py), per example, so that the result is the same on any number of devices.
 """
 
 import functools
@@ -18,9 +18,9 @@ from efficientnet_jax.data.policies import FILL
 def apply_ops(images, ops, mesh=None):
     """uint8 [N, H, W, 3], float32 [N, layers, 4] from data.policies.draw -> uint8 [N, H, W, 3].
 
-    mesh: the mesh whose axis 'data' the batch is divided over, None on one device.
-    On TPU and CPU the images go one by one through the operation that they drew; on GPU, where small kernels are waste, the batch goes through all
-    of them and keeps what was drawn.
+    mesh: the mesh over whose axis 'data' the batch is divided; None on one device.
+    On TPU and CPU the images go one by one through the operations that they drew. On a GPU, where small kernels are waste, the whole batch
+    goes through every operation and each image keeps what it drew.
     """
     one_by_one = functools.partial(lax.map, lambda example: _one_image(*example))
     at_once = jax.vmap(_one_image)
@@ -32,6 +32,41 @@ def apply_ops(images, ops, mesh=None):
         return local(images, ops)
     spec = PartitionSpec('data')
     return jax.shard_map(local, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False)(images, ops)
+
+
+def mix(images, mixes):
+    """Mixup and CutMix. float [N, H, W, 3], N even, float32 [N, 5] from data.policies.draw_mix -> float [N, H, W, 3].
+
+    The partner is the other image of each pair (2 i, 2 i + 1), which is on the same device: the order of examples is random already.
+    """
+    weight = mixes[:, 0][:, None, None, None].astype(images.dtype)
+    partners = partner(images)
+    return jnp.where(_inside(mixes[:, 1:], images), partners, weight * images + (1 - weight) * partners)
+
+
+def own_share(mixes, resolution):
+    """float32 [N, 5] -> float32 [N], the part of each mixed image that is its own, and so the weight of its own label."""
+    top, bottom, left, right = mixes[:, 1], mixes[:, 2], mixes[:, 3], mixes[:, 4]
+    return mixes[:, 0] * (1 - (bottom - top) * (right - left) / resolution**2)
+
+
+def partner(x):
+    """[N, ...] -> [N, ...], each pair's two elements swapped."""
+    return jnp.flip(x.reshape(x.shape[0] // 2, 2, *x.shape[1:]), axis=1).reshape(x.shape)
+
+
+def erase(images, boxes, key):
+    """Random erasing. Normalised float [N, H, W, 3], float32 [N, 4] from data.policies.draw_erase -> the same with noise N(0, 1) in the boxes."""
+    noise = jax.random.normal(key, images.shape, images.dtype)
+    return jnp.where(_inside(boxes, images), noise, images)
+
+
+def _inside(boxes, images):
+    """[N, 4] top, bottom, left, right -> bool [N, H, W, 1]."""
+    top, bottom, left, right = (boxes[:, i][:, None, None, None] for i in range(4))
+    rows = jnp.arange(images.shape[1], dtype=jnp.float32).reshape(1, -1, 1, 1)
+    columns = jnp.arange(images.shape[2], dtype=jnp.float32).reshape(1, 1, -1, 1)
+    return (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
 
 
 def _one_image(image, ops):
@@ -129,8 +164,9 @@ def _brightness(x, argument, centre):
 
 
 def _sharpness(x, argument, centre):
-    rows = jnp.roll(x, 1, axis=1) + x + jnp.roll(x, -1, axis=1)
-    smooth = (jnp.roll(rows, 1, axis=2) + rows + jnp.roll(rows, -1, axis=2) + 4 * x) // 13
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1)))
+    rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
+    smooth = (rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * x) // 13
     y, column = _places(x)
     border = (y == 0) | (y == x.shape[1] - 1) | (column == 0) | (column == x.shape[2] - 1)
     return jnp.where(border, x, _blend(smooth.astype(jnp.float32), x, argument))  # the border keeps its values
@@ -141,14 +177,13 @@ def _places(x):
     return (lax.broadcasted_iota(jnp.int32, (1, *x.shape[1:]), axis) for axis in (1, 2))
 
 
-def _moved(x, move, source_y, source_x):
-    """int32 [3, H, W] -> the same with each pixel from (source_y, source_x), int32 [1, H, W], grey where that lies outside.
+def _packed(x):
+    """int32 [3, H, W] -> int32 [H, W]: the three values of a pixel travel as one word."""
+    return x[0] << 16 | x[1] << 8 | x[2]
 
-    move: int32 [H, W] -> [H, W], which fetches the pixels; the three values travel as one word.
-    """
-    word = move(x[0] << 16 | x[1] << 8 | x[2])
-    inside = (source_x >= 0) & (source_x < x.shape[2]) & (source_y >= 0) & (source_y < x.shape[1])
-    return jnp.where(inside, jnp.stack([word >> 16, word >> 8 & 255, word & 255]), FILL)
+
+def _unpacked(word):
+    return jnp.stack([word >> 16, word >> 8 & 255, word & 255])
 
 
 def _rounded(real):
@@ -164,22 +199,26 @@ def _rotate(x, argument, centre):
     row, column = (place.astype(jnp.float32) for place in _places(x))
     source_x = _rounded(cos * column - sin * row + left)
     source_y = _rounded(sin * column + cos * row + top)
-    place = jnp.clip(source_y * x.shape[2] + source_x, 0, x.shape[1] * x.shape[2] - 1)[0]
-    return _moved(x, lambda word: word.reshape(-1)[place], source_y, source_x)
+    inside = (source_x >= 0) & (source_x <= right) & (source_y >= 0) & (source_y <= bottom)
+    place = jnp.where(inside, source_y * x.shape[2] + source_x, 0)[0]
+    return jnp.where(inside, _unpacked(_packed(x).reshape(-1)[place]), FILL)
 
 
 def _shifted(x, shift):
-    """int32 [3, H, W], int32 [H] -> x[:, a, b + shift[a]], grey outside. Rolls by powers of two: a TPU has no cheap gather."""
+    """int32 [3, H, W], int32 [H] -> x[:, a, b + shift[a]], grey outside.
+
+    Log-many choices between the row and the row a power of two further on, because a TPU has no cheap gather.
+    """
     width = x.shape[2]
-    wrapped = shift % width
-
-    def move(word):
-        for bit in range((width - 1).bit_length()):
-            word = jnp.where((wrapped >> bit & 1)[:, None] == 1, jnp.roll(word, -(1 << bit), axis=1), word)
-        return word
-
-    row, column = _places(x)
-    return _moved(x, move, row, column + shift[None, :, None])
+    bits = (2 * width).bit_length()
+    grey = FILL << 16 | FILL << 8 | FILL
+    word = jnp.pad(_packed(x), ((0, 0), (width, (1 << bits) - 1 - width)), constant_values=grey)
+    start = jnp.clip(shift, -width, width) + width
+    for bit in reversed(range(bits)):
+        rest = width + (1 << bit) - 1
+        further = word[:, 1 << bit :][:, :rest]
+        word = jnp.where((start >> bit & 1)[:, None] == 1, further, word[:, :rest])
+    return _unpacked(word)
 
 
 def _shear_x(x, argument, centre):
@@ -201,9 +240,9 @@ def _translate_y(x, argument, centre):
 def _cutout(x, argument, centre):
     half = argument.astype(jnp.int32)
     row, column = _places(x)
-    y = row - (centre[0] * x.shape[1]).astype(jnp.int32)
-    x_ = column - (centre[1] * x.shape[2]).astype(jnp.int32)
-    return jnp.where((y >= -half) & (y < half) & (x_ >= -half) & (x_ < half), FILL, x)
+    down = row - (centre[0] * x.shape[1]).astype(jnp.int32)
+    across = column - (centre[1] * x.shape[2]).astype(jnp.int32)
+    return jnp.where((down >= -half) & (down < half) & (across >= -half) & (across < half), FILL, x)
 
 
 # In the order of data.policies.OPS.

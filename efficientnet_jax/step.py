@@ -28,6 +28,7 @@ class Recipe:
     label_smoothing: float = 0.0
     ema_decay: float | None = None
     frozen: bool = False  # all but the classifier: no gradients are computed there
+    mesh: jax.sharding.Mesh | None = None  # over whose devices the batch is divided, where augmentation has to know it
 
 
 def pixels(recipe: Recipe, batch: dict[str, jax.Array]) -> jax.Array:
@@ -38,7 +39,8 @@ def pixels(recipe: Recipe, batch: dict[str, jax.Array]) -> jax.Array:
 def train_inputs(recipe: Recipe, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
     """As `pixels`, augmented as the batch's draws say: those of 'ops', 'erase' and 'mix' that are in it (pipeline.train_batches)."""
     if 'ops' in batch:
-        batch = batch | {'image': augment_device.apply_ops(batch['image'][:, : recipe.preprocess.resolution], batch['ops'])}
+        images = batch['image'][:, : recipe.preprocess.resolution]
+        batch = batch | {'image': augment_device.apply_ops(images, batch['ops'], recipe.mesh)}
     images = pixels(recipe, batch)
     if 'erase' in batch:
         images = augment_device.erase(images, batch['erase'], jax.random.fold_in(key, 1))
