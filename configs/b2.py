@@ -1,6 +1,6 @@
 """EfficientNet-B2 on ImageNet with the published recipe.
 
-    python main.py --config=configs/b2.py --workdir=gs://BUCKET/b2
+    python main.py --config=configs/b2.py --workdir=runs/b2
 
 Quoted, not measured here: top-1 80.1 % with AutoAugment (79.8 without),
 from the README of tensorflow/tpu models/official/efficientnet. 350 epochs.

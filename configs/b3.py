@@ -1,6 +1,6 @@
 """EfficientNet-B3 on ImageNet with the published recipe.
 
-    python main.py --config=configs/b3.py --workdir=gs://BUCKET/b3
+    python main.py --config=configs/b3.py --workdir=runs/b3
 
 Quoted, not measured here: top-1 81.6 % with AutoAugment (81.1 without),
 from the README of tensorflow/tpu models/official/efficientnet. 350 epochs.

@@ -1,6 +1,6 @@
 """EfficientNet-B5 on ImageNet with the published recipe.
 
-    python main.py --config=configs/b5.py --workdir=gs://BUCKET/b5
+    python main.py --config=configs/b5.py --workdir=runs/b5
 
 Quoted, not measured here: top-1 83.7 % with RandAugment 2/17 (83.6 with AutoAugment, 83.1 without),
 from the README of tensorflow/tpu models/official/efficientnet. 350 epochs.

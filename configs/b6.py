@@ -1,6 +1,6 @@
 """EfficientNet-B6 on ImageNet with the published recipe.
 
-    python main.py --config=configs/b6.py --workdir=gs://BUCKET/b6
+    python main.py --config=configs/b6.py --workdir=runs/b6
 
 Quoted, not measured here: top-1 84.0 % with AutoAugment,
 from the README of tensorflow/tpu models/official/efficientnet. 350 epochs.

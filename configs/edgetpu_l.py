@@ -1,6 +1,6 @@
 """EfficientNet-EdgeTPU-L on ImageNet: full convolutions early, ReLU, no squeeze-excite.
 
-    python main.py --config=configs/edgetpu_l.py --workdir=gs://BUCKET/edgetpu_l
+    python main.py --config=configs/edgetpu_l.py --workdir=runs/edgetpu_l
 
 Quoted, not measured here: top-1 80.62 %, from tensorflow/tpu models/official/efficientnet/edgetpu/README.md, which trains with 1,001
 classes (a background class that is never a label). 350 epochs.

@@ -1,6 +1,6 @@
 """EfficientNet-EdgeTPU-S on ImageNet: full convolutions early, ReLU, no squeeze-excite.
 
-    python main.py --config=configs/edgetpu_s.py --workdir=gs://BUCKET/edgetpu_s
+    python main.py --config=configs/edgetpu_s.py --workdir=runs/edgetpu_s
 
 Quoted, not measured here: top-1 77.23 %, from tensorflow/tpu models/official/efficientnet/edgetpu/README.md, which trains with 1,001
 classes (a background class that is never a label). 350 epochs.

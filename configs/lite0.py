@@ -1,6 +1,6 @@
 """EfficientNet-Lite0 on ImageNet: no squeeze-excite, ReLU6, for integer arithmetic on phones.
 
-    python main.py --config=configs/lite0.py --workdir=gs://BUCKET/lite0
+    python main.py --config=configs/lite0.py --workdir=runs/lite0
 
 Quoted, not measured here: top-1 75.1 % in float32, from tensorflow/tpu models/official/efficientnet/lite/README.md. 350 epochs.
 """

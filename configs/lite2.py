@@ -1,6 +1,6 @@
 """EfficientNet-Lite2 on ImageNet: no squeeze-excite, ReLU6, for integer arithmetic on phones.
 
-    python main.py --config=configs/lite2.py --workdir=gs://BUCKET/lite2
+    python main.py --config=configs/lite2.py --workdir=runs/lite2
 
 Quoted, not measured here: top-1 77.6 % in float32, from tensorflow/tpu models/official/efficientnet/lite/README.md. 350 epochs.
 """

@@ -1,6 +1,6 @@
 """EfficientNet-Lite3 on ImageNet: no squeeze-excite, ReLU6, for integer arithmetic on phones.
 
-    python main.py --config=configs/lite3.py --workdir=gs://BUCKET/lite3
+    python main.py --config=configs/lite3.py --workdir=runs/lite3
 
 Quoted, not measured here: top-1 79.8 % in float32, from tensorflow/tpu models/official/efficientnet/lite/README.md. 350 epochs.
 """

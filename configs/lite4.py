@@ -1,6 +1,6 @@
 """EfficientNet-Lite4 on ImageNet: no squeeze-excite, ReLU6, for integer arithmetic on phones.
 
-    python main.py --config=configs/lite4.py --workdir=gs://BUCKET/lite4
+    python main.py --config=configs/lite4.py --workdir=runs/lite4
 
 Quoted, not measured here: top-1 81.5 % in float32, from tensorflow/tpu models/official/efficientnet/lite/README.md. 350 epochs.
 """
