@@ -19,7 +19,7 @@ def train_image(encoded, orientation, seed, resolution, interpolation, augment):
         image = _pad_and_cut(image, seed, augment.pad)
     if augment.flip is not None:
         flipped = tf.random.stateless_uniform([], _stream(seed, 1), alg='philox') < augment.flip
-        image = tf.cond(flipped, lambda: tf.reverse(image, [1]), lambda: image)
+        image = tf.raw_ops.Reverse(tensor=image, dims=tf.stack([False, flipped, False]))
     return image
 
 

@@ -4,6 +4,7 @@ TensorFlow decodes JPEG (also grey, CMYK and YCCK), PNG (also 16-bit, palette, a
 BMP, but knows nothing of EXIF orientation: `mend` reads it and the functions below take it.
 """
 
+import functools
 import io
 import struct
 
@@ -96,17 +97,21 @@ def decode_window(encoded, size, window, orientation=1):
     """
     import tensorflow as tf
 
+    def plain_jpeg():
+        # The accurate DCT costs no more and gives the pixels that Pillow gives; TensorFlow's default differs by 1 on average, 7 at most.
+        return tf.io.decode_and_crop_jpeg(encoded, window, channels=3, dct_method='INTEGER_ACCURATE')
+
     def whole():
         image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
         return tf.image.crop_to_bounding_box(image, window[0], window[1], window[2], window[3])
 
     def jpeg():
-        stored = tf.cond(orientation == 1, lambda: window, lambda: _stored_window(size, window, orientation))
-        # The accurate DCT costs no more and gives the pixels that Pillow gives; TensorFlow's default differs by 1 on average, 7 at most.
-        pixels = tf.io.decode_and_crop_jpeg(encoded, stored, channels=3, dct_method='INTEGER_ACCURATE')
-        return _upright(pixels, orientation)
+        stored = _stored_window(size, window, orientation)
+        return _upright(tf.io.decode_and_crop_jpeg(encoded, stored, channels=3, dct_method='INTEGER_ACCURATE'), orientation)
 
-    return tf.ensure_shape(tf.cond(_is_jpeg(encoded), jpeg, whole), [None, None, 3])
+    is_jpeg = _is_jpeg(encoded)
+    odd = functools.partial(tf.cond, is_jpeg, jpeg, whole)
+    return tf.ensure_shape(tf.cond(is_jpeg & (orientation == 1), plain_jpeg, odd), [None, None, 3])
 
 
 def _is_jpeg(encoded):
@@ -155,7 +160,7 @@ def resize(image, resolution, interpolation):
     import tensorflow as tf
 
     size = [resolution, resolution]
-    batch = image[None]
+    batch = tf.cast(image, tf.float32)[None]  # the same numbers as from uint8, in half the time
     if interpolation == 'bicubic':
         out = tf.raw_ops.ResizeBicubic(images=batch, size=size, half_pixel_centers=True)
     elif interpolation == 'bicubic_tf1':

@@ -6,6 +6,8 @@ from efficientnet_jax.data.policies import Augment
 
 RAND = Augment(policy='randaugment')
 AUTO = Augment(policy='autoaugment')
+PINNED_MIX = [[1.0, 54.0, 224.0, 44.0, 224.0], [1.0, 0.0, 107.0, 87.0, 224.0], [1.0, 48.0, 142.0, 0.0, 80.0]]
+PINNED_ERASE = [[36, 181, 99, 178], [15, 187, 105, 191], [48, 150, 63, 222]]
 
 
 def seeds(n, seed=0):
@@ -91,3 +93,25 @@ def test_draws_belong_to_the_example():
 def test_refuses(knobs, message):
     with pytest.raises(ValueError, match=message):
         Augment(**knobs)
+
+
+def test_mixes_and_boxes_belong_to_the_example_and_do_not_change_between_versions():
+    both = Augment(mixup=0.2, cutmix=1.0, erase=0.5)
+    all_seeds = seeds(100)
+    for drawn in (policies.draw_mix, policies.draw_erase):
+        np.testing.assert_array_equal(drawn(all_seeds, both, 224)[40:60], drawn(all_seeds[40:60], both, 224))
+    np.testing.assert_allclose(policies.draw_mix(all_seeds[:3], both, 224), PINNED_MIX, atol=1e-5)
+    np.testing.assert_array_equal(policies.draw_erase(all_seeds[:3], both, 224), PINNED_ERASE)
+
+
+def test_mixup_weights_follow_the_beta_distribution():
+    weights = policies.draw_mix(seeds(20000), Augment(mixup=0.2), 224)[:, 0]
+    samples = np.random.default_rng(0).beta(0.2, 0.2, 20000)
+    quantiles = np.linspace(0.05, 0.95, 19)
+    np.testing.assert_allclose(np.quantile(weights, quantiles), np.quantile(np.maximum(samples, 1 - samples), quantiles), atol=0.015)
+
+
+def test_place_of_the_policy():
+    assert [Augment(on=on).placed(platform).on for on in (None, 'host', 'device') for platform in ('cpu', 'tpu', 'gpu')] == [
+        *('host', 'device', 'device'), *('host',) * 3, *('device',) * 3,
+    ]  # fmt: skip

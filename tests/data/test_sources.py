@@ -198,3 +198,32 @@ def test_file_that_vanished_is_an_os_error(tmp_path):
     os.remove(source.describe(0))
     with pytest.raises(FileNotFoundError, match=r'/a/\d.png'):
         source.read([0])
+
+
+def test_a_cached_source_reads_every_example_once(tmp_path):
+    source = open_source(f'folder:{write_folder(tmp_path, ["a", "b"], 4)}', 'train+validation')
+    cached = sources.CachedSource(source)
+    reads = []
+    read_one = source._read_one
+    source._read_one = lambda index: reads.append(index) or read_one(index)
+    expected = source.read(range(8))
+    del reads[:]
+    for _ in range(3):
+        encoded, labels = cached.read([3, 0, 3, 7])
+        assert encoded == [expected[0][i] for i in (3, 0, 3, 7)] and labels.tolist() == expected[1][[3, 0, 3, 7]].tolist()
+    assert sorted(reads) == [0, 3, 7]
+    assert (len(cached), cached.num_classes, cached.class_names, cached.name) == (8, 2, ('a', 'b'), source.name)
+    assert cached.describe(3) == source.describe(3) and cached.size_bytes() == source.size_bytes()
+
+
+def test_a_cache_that_does_not_fit_is_refused_before_anything_is_read(tmp_path):
+    source = open_source(f'folder:{write_folder(tmp_path, ["a", "b"], 4)}', 'train+validation')
+    needed = source.size_bytes() + 8 * sources.OBJECT_BYTES
+    sources.CachedSource(source, limit_bytes=needed)
+    message = r'cache=True needs 0.00 GiB on each host for the 8 examples of folder:.*, more than 0.00 GiB .*; set cache=False'
+    with pytest.raises(ValueError, match=message):
+        sources.CachedSource(source, limit_bytes=needed - 1)
+    source.size_bytes = lambda: 2**50
+    with pytest.raises(ValueError, match=r'needs 1048576.00 GiB'):
+        sources.CachedSource(source)
+    assert 2**20 < sources.free_bytes() < 2**50
