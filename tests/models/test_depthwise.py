@@ -1,5 +1,6 @@
 """Depthwise convolution against lax.conv_general_dilated: values, gradients, transformations, collectives."""
 
+import functools
 import re
 
 import jax
@@ -67,6 +68,29 @@ def test_equals_convolution_with_gradients(k, stride, padding, height, width, cp
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
     for actual, wanted in zip(gradients, pull(weights), strict=True):
         np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('k', 'stride', 'padding', 'size'), [(3, 1, 'same', 12), (5, 1, 'same', 7), (5, 2, 'symmetric', 13), (3, 2, 'same', 14)]
+)
+def test_tpu_form_for_the_batch_in_lanes(k, stride, padding, size):
+    """What a chip with a multiple of 128 images runs, here on CPU."""
+    x, kernel = arrays(2, size, size, 24, k)
+    expected, pull = jax.vjp(lambda x, kernel: reference(x, kernel, stride, padding), x, kernel)
+    pads = (depthwise._pads(size, k, stride, padding),) * 2
+    np.testing.assert_allclose(depthwise._lanes(x, kernel, stride, pads), expected, rtol=1e-5, atol=1e-5)
+    gradients = depthwise._lanes_bwd(x, kernel, jnp.cos(expected), stride, pads)
+    for actual, wanted in zip(gradients, pull(jnp.cos(expected)), strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_images_per_chip_chooses_the_tpu_form():
+    """128 images a chip: groups of 8 channels in a program lowered for TPU; else, and on other platforms, of 1."""
+    x, kernel = arrays(128, 14, 14, 24, 3)
+    for images_per_chip, tpu_groups in ((None, 24), (100, 24), (128, 3)):
+        lowered = jax.jit(functools.partial(depthwise_conv, images_per_chip=images_per_chip)).trace(x, kernel)
+        assert f'feature_group_count = {tpu_groups}' in lowered.lower(lowering_platforms=('tpu',)).as_text()
+        assert 'feature_group_count = 24' in lowered.lower(lowering_platforms=('cuda',)).as_text()
 
 
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
