@@ -1,0 +1,38 @@
+"""Logits against the code bases that weights come from, on random weights and statistics: 1e-4 of the logits' spread.
+
+B0 runs by default where the library is installed, at a quarter of its resolution; all models at their own by `-m slow`, and for the record by
+benchmarks/parity.py.
+"""
+
+import jax
+import pytest
+
+from benchmarks import parity
+
+B0 = [row for row in parity.REFERENCES if row[0] == 'efficientnet_b0']
+
+
+def check(row, folder, resolution=None):
+    model, library, name, padding = row
+    pytest.importorskip(library, reason=f'{library} is not installed; benchmarks/parity.py says how')
+    if library == 'keras':
+        pytest.importorskip('h5py')
+    with jax.numpy_rank_promotion('allow'):  # Keras adds biases so
+        result = parity.compare(model, library, name, padding, str(folder), resolution)
+    assert result['relative'] < parity.TOLERANCE, result
+    assert result['response'] > 0.05, result  # deaf to the image, equal logits would prove nothing
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize('row', B0, ids=lambda row: row[1])
+@pytest.mark.filterwarnings('default')  # other libraries' own
+def test_b0(row, tmp_path):
+    check(row, tmp_path, resolution=64)
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+@pytest.mark.parametrize('row', parity.REFERENCES, ids=lambda row: f'{row[0]}-{row[1]}')
+@pytest.mark.filterwarnings('default')
+def test_every_model(row, tmp_path):
+    check(row, tmp_path)
