@@ -2,6 +2,10 @@
 
 Sources: timm efficientnet.py default_cfgs and resolve_bn_args, torchvision models/*.py (norm_layer and ImageClassification of each weights
 enum), efficientnet_pytorch README, keras applications/efficientnet.py, tensorflow/tpu efficientnet main.py, preprocessing.py and lite/.
+
+EdgeTPU: the authors' fused blocks have the stride in the projection, and so have these models and geffnet's. timm moved it to the expansion: with
+symmetric padding that is the same function, with 'same' it looks one pixel further, so weights of timm's tf_efficientnet_e* give the authors' logits
+here and not timm's.
 """
 
 from __future__ import annotations
