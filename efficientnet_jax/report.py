@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -38,12 +39,12 @@ def flatten(config: dict, prefix: str = '') -> dict:
     return flat
 
 
-def claim_workdir(workdir: str, config: dict) -> TextIO | None:
+def claim_workdir(workdir: str, config: dict) -> TextIO | contextlib.nullcontext:
     """Makes the workdir, holds it for this run and writes config.json, or checks that it holds this same run.
 
-    Returns the lock on process 0: the workdir is held until it is closed or the process ends. Raises, on all hosts, ValueError when
-    another config's run is there (with the knobs that differ), another process holds it or the hosts do not share it, and OSError
-    when it cannot be written.
+    Returns a context that holds the workdir until it is left or the process ends; on process 0 it is the lock. Raises, on all hosts,
+    ValueError when another config's run is there (with the knobs that differ), another process holds it or the hosts do not share
+    it, and OSError when it cannot be written.
     """
     if '://' in workdir:
         raise ValueError(
@@ -63,11 +64,16 @@ def claim_workdir(workdir: str, config: dict) -> TextIO | None:
         write_json(path, config)
         return read_text(locks[0].name)
 
-    holder = hosts.on_first(claim)
-    path = os.path.join(workdir, '.lock')
-    if not hosts.everywhere(os.path.exists(path) and read_text(path) == holder):
-        raise ValueError(f'workdir={workdir} is not the same folder on all hosts; choose one on shared storage.')
-    return locks[0] if locks else None
+    try:
+        holder = hosts.on_first(claim)
+        path = os.path.join(workdir, '.lock')
+        if not hosts.everywhere(os.path.exists(path) and read_text(path) == holder):
+            raise ValueError(f'workdir={workdir} is not the same folder on all hosts; choose one on shared storage.')
+    except BaseException:
+        for lock in locks:
+            lock.close()
+        raise
+    return locks[0] if locks else contextlib.nullcontext()
 
 
 def check_same_recipe(workdir: str, there: dict, here: dict) -> None:

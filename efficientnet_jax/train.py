@@ -6,6 +6,7 @@ killed at any moment and started again writes the same weights and the same metr
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -46,123 +47,121 @@ def train(config, workdir: str) -> dict:
     start = starting(config, workdir, source.num_classes, new_head=True)
     exp = experiment(config, source.num_classes, len(source), start=start)
     settings = as_dict(config)
-    lock = report.claim_workdir(workdir, settings)
-    stop = hosts.StopNotice()
+    # Whatever way a run ends, also in a notebook that lives on, others can have its workdir and SIGTERM again.
+    with report.claim_workdir(workdir, settings), contextlib.closing(hosts.StopNotice()) as stop:
+        checkpoints = Checkpoints(os.path.join(os.path.abspath(workdir), 'checkpoints'), config.keep_last, config.keep_best)
+        result_path = os.path.join(workdir, 'result.json')
+        state, first_step, note = checkpoints.restore_latest(exp.abstract_state())
+        total_steps = exp.horizon.total_steps
+        progress = report.Progress(total_steps, first_step)
+        window = note.get('window', [])  # metrics of the steps since the last log line, when the run was stopped between two lines
+        skipped, rollbacks = note.get('skipped', 0), note.get('rollbacks', 0)
+        if state is None:
+            if jax.process_index() == 0:
+                write_description(workdir, exp.module.architecture, source.num_classes, exp.preprocess, source.class_names)
+            state = exp.init(None if start is None else start.variables)
+        elif first_step >= total_steps and not window and os.path.exists(result_path):
+            checkpoints.close()
+            progress.say(f'Finished already: {workdir} holds step {first_step} of {total_steps} and {result_path}.')
+            return report.read_json(result_path)
+        else:
+            progress.say(f'Resuming {workdir} at step {first_step} of {total_steps}.')
 
-    checkpoints = Checkpoints(os.path.join(os.path.abspath(workdir), 'checkpoints'), config.keep_last, config.keep_best)
-    result_path = os.path.join(workdir, 'result.json')
-    state, first_step, note = checkpoints.restore_latest(exp.abstract_state())
-    total_steps = exp.horizon.total_steps
-    progress = report.Progress(total_steps, first_step)
-    window = note.get('window', [])  # metrics of the steps since the last log line, when the run was stopped between two lines
-    skipped, rollbacks = note.get('skipped', 0), note.get('rollbacks', 0)
-    if state is None:
-        if jax.process_index() == 0:
-            write_description(workdir, exp.module.architecture, source.num_classes, exp.preprocess, source.class_names)
-        state = exp.init(None if start is None else start.variables)
-    elif first_step >= total_steps and not window and os.path.exists(result_path):
-        checkpoints.close()
-        stop.close()
-        progress.say(f'Finished already: {workdir} holds step {first_step} of {total_steps} and {result_path}.')
-        return report.read_json(result_path)
-    else:
-        progress.say(f'Resuming {workdir} at step {first_step} of {total_steps}.')
+        shardings = (exp.state_shardings(), replicated(exp.mesh))
+        step_fn = jax.jit(functools.partial(train_step, exp.module, exp.optimizer, exp.recipe), donate_argnums=0, out_shardings=shardings)
+        eval_fn = jax.jit(functools.partial(eval_step, exp.module, exp.recipe), out_shardings=replicated(exp.mesh))
+        rate = exp.learning_rate
 
-    shardings = (exp.state_shardings(), replicated(exp.mesh))
-    step_fn = jax.jit(functools.partial(train_step, exp.module, exp.optimizer, exp.recipe), donate_argnums=0, out_shardings=shardings)
-    eval_fn = jax.jit(functools.partial(eval_step, exp.module, exp.recipe), out_shardings=replicated(exp.mesh))
-    rate = exp.learning_rate
+        def batches_after(step):
+            """Batch k of the stream belongs to step k + 1, but for the batches that rollbacks have skipped."""
+            stream = pipeline.train_batches(
+                source, batch_size=config.batch_size, resolution=exp.preprocess.resolution, seed=config.seed, start_step=step + skipped,
+                augment=exp.augment, interpolation=exp.preprocess.interpolation, max_corrupt=config.max_corrupt,
+                process_index=jax.process_index(), process_count=jax.process_count(),
+            )  # fmt: skip
+            return pipeline.prefetch(stream, functools.partial(put, exp.mesh))
 
-    def batches_after(step):
-        """Batch k of the stream belongs to step k + 1, but for the batches that rollbacks have skipped."""
-        stream = pipeline.train_batches(
-            source, batch_size=config.batch_size, resolution=exp.preprocess.resolution, seed=config.seed, start_step=step + skipped,
-            augment=exp.augment, interpolation=exp.preprocess.interpolation, max_corrupt=config.max_corrupt,
-            process_index=jax.process_index(), process_count=jax.process_count(),
-        )  # fmt: skip
-        return pipeline.prefetch(stream, functools.partial(put, exp.mesh))
+        def due(step, every_epochs):
+            every = max(1, round(every_epochs * exp.horizon.steps_per_epoch))
+            return step % every == 0 or step == total_steps
 
-    def due(step, every_epochs):
-        every = max(1, round(every_epochs * exp.horizon.steps_per_epoch))
-        return step % every == 0 or step == total_steps
+        batches, writer = batches_after(first_step), report.MetricWriter(workdir, first_step)
+        step, scores, since, between_lines = first_step, None, time.monotonic(), bool(window)
+        try:
+            while step < total_steps or between_lines:
+                if not between_lines:
+                    batch = next(batches)
+                    if step == 0:
+                        draw_inputs(exp, batch, source.class_names, os.path.join(workdir, 'augmented.png'))
+                    state, metrics = step_fn(state, batch)
+                    step += 1
+                    window.append(metrics)
+                    if step == first_step + 1:
+                        jax.block_until_ready(metrics)
+                        progress.say(f'First step after {time.monotonic() - started:.1f} s.')
+                    if stop.at(step):
+                        window = [floats(metrics) for metrics in window]
+                        if first_not_finite(window) is None:
+                            checkpoints.save(step, state, note={'window': window, 'skipped': skipped, 'rollbacks': rollbacks})
+                        checkpoints.close()
+                        raise hosts.Stopped(f'Asked to stop at step {step} of {total_steps}; saved. Give the same command again to go on.')
+                between_lines = False
 
-    batches, writer = batches_after(first_step), report.MetricWriter(workdir, first_step)
-    step, scores, since, between_lines = first_step, None, time.monotonic(), bool(window)
-    try:
-        while step < total_steps or between_lines:
-            if not between_lines:
-                batch = next(batches)
-                if step == 0:
-                    draw_inputs(exp, batch, source.class_names, os.path.join(workdir, 'augmented.png'))
-                state, metrics = step_fn(state, batch)
-                step += 1
-                window.append(metrics)
-                if step == first_step + 1:
-                    jax.block_until_ready(metrics)
-                    progress.say(f'First step after {time.monotonic() - started:.1f} s.')
-                if stop.at(step):
+                evaluating, saving = due(step, config.eval_every_epochs), due(step, config.checkpoint_every_epochs)
+                if step % config.log_every_steps == 0 or evaluating or saving:
                     window = [floats(metrics) for metrics in window]
-                    if first_not_finite(window) is None:
-                        checkpoints.save(step, state, note={'window': window, 'skipped': skipped, 'rollbacks': rollbacks})
-                    checkpoints.close()
-                    raise hosts.Stopped(f'Asked to stop at step {step} of {total_steps}; saved. Give the same command again to go on.')
-            between_lines = False
-
-            evaluating, saving = due(step, config.eval_every_epochs), due(step, config.checkpoint_every_epochs)
-            if step % config.log_every_steps == 0 or evaluating or saving:
-                window = [floats(metrics) for metrics in window]
-                bad = first_not_finite(window)
-                if bad is not None:
-                    bad_step = step - len(window) + 1 + bad
-                    checkpoints.wait()
-                    rollbacks += 1
-                    if rollbacks > config.nan_rollbacks or not checkpoints.steps():
-                        raise NotFinite(not_finite_message(window[bad], bad_step, checkpoints, config.nan_rollbacks))
-                    state, step, _ = checkpoints.restore_latest(exp.abstract_state())
-                    skipped += bad_step - step  # the next batch is the one after the bad one
-                    progress.say(
-                        f'NaN or Inf at step {bad_step}: back to step {step} and past {bad_step - step} batches, time {rollbacks}.'
+                    bad = first_not_finite(window)
+                    if bad is not None:
+                        bad_step = step - len(window) + 1 + bad
+                        checkpoints.wait()
+                        rollbacks += 1
+                        if rollbacks > config.nan_rollbacks or not checkpoints.steps():
+                            raise NotFinite(not_finite_message(window[bad], bad_step, checkpoints, config.nan_rollbacks))
+                        state, step, _ = checkpoints.restore_latest(exp.abstract_state())
+                        skipped += bad_step - step  # the next batch is the one after the bad one
+                        progress.say(
+                            f'NaN or Inf at step {bad_step}: back to step {step} and past {bad_step - step} batches, time {rollbacks}.'
+                        )
+                        batches.close()
+                        writer.close()
+                        batches, writer, window = batches_after(step), report.MetricWriter(workdir, step), []
+                        continue
+                    now = time.monotonic()
+                    means = mean_metrics(window)
+                    speed = {
+                        'images_per_sec': len(window) * config.batch_size / (now - since),
+                        'input_wait': batches.waited / (now - since),
+                    }
+                    writer.write(step, 'train', **means, learning_rate=float(rate(step - 1)), **speed)
+                    progress.show(
+                        step, loss=means['loss'], top1=means['top1'], images_s=round(speed['images_per_sec']), wait=speed['input_wait']
                     )
-                    batches.close()
-                    writer.close()
-                    batches, writer, window = batches_after(step), report.MetricWriter(workdir, step), []
-                    continue
-                now = time.monotonic()
-                means = mean_metrics(window)
-                speed = {'images_per_sec': len(window) * config.batch_size / (now - since), 'input_wait': batches.waited / (now - since)}
-                writer.write(step, 'train', **means, learning_rate=float(rate(step - 1)), **speed)
-                progress.show(
-                    step, loss=means['loss'], top1=means['top1'], images_s=round(speed['images_per_sec']), wait=speed['input_wait']
-                )
-                window, since, batches.waited = [], now, 0.0
-            if evaluating:
-                scores = evaluate_state(eval_fn, state, eval_source, exp, config.eval_batch_size, config.max_corrupt)
-                for split, score in scores.items():
-                    writer.write(step, split, **score)
-                progress.say(f'step {step}: ' + ', '.join(f'{split} top-1 {score["top1"]:.2%}' for split, score in scores.items()))
-                since = time.monotonic()
-            if saving:
-                writer.flush()  # a checkpoint promises that the lines up to its step are there
-                best_by = (scores.get('eval_ema') or scores['eval']) if evaluating else None
-                checkpoints.save(step, state, best_by, note={'skipped': skipped, 'rollbacks': rollbacks})
-    finally:
-        batches.close()
-        writer.close()
-        stop.close()
-    checkpoints.close()
-    if scores is None:  # everything was trained before, but the run ended before its result was written
-        scores = evaluate_state(eval_fn, state, eval_source, exp, config.eval_batch_size, config.max_corrupt)
+                    window, since, batches.waited = [], now, 0.0
+                if evaluating:
+                    scores = evaluate_state(eval_fn, state, eval_source, exp, config.eval_batch_size, config.max_corrupt)
+                    for split, score in scores.items():
+                        writer.write(step, split, **score)
+                    progress.say(f'step {step}: ' + ', '.join(f'{split} top-1 {score["top1"]:.2%}' for split, score in scores.items()))
+                    since = time.monotonic()
+                if saving:
+                    writer.flush()  # a checkpoint promises that the lines up to its step are there
+                    best_by = (scores.get('eval_ema') or scores['eval']) if evaluating else None
+                    checkpoints.save(step, state, best_by, note={'skipped': skipped, 'rollbacks': rollbacks})
+        finally:
+            batches.close()
+            writer.close()
+        checkpoints.close()
+        if scores is None:  # everything was trained before, but the run ended before its result was written
+            scores = evaluate_state(eval_fn, state, eval_source, exp, config.eval_batch_size, config.max_corrupt)
 
-    result = report.result(
-        'train', settings, total_steps, scores, (total_steps - first_step) * config.batch_size, time.monotonic() - started
-    )
-    result |= {'rollbacks': rollbacks, 'skipped_batches': skipped} if rollbacks else {}
-    if jax.process_index() == 0:
-        draw_curves(os.path.join(workdir, 'metrics.jsonl'), os.path.join(workdir, 'curves.png'), title=config.model)
-        report.write_json(result_path, result)
-    if lock is not None:
-        lock.close()
-    return result
+        result = report.result(
+            'train', settings, total_steps, scores, (total_steps - first_step) * config.batch_size, time.monotonic() - started
+        )
+        result |= {'rollbacks': rollbacks, 'skipped_batches': skipped} if rollbacks else {}
+        if jax.process_index() == 0:
+            draw_curves(os.path.join(workdir, 'metrics.jsonl'), os.path.join(workdir, 'curves.png'), title=config.model)
+            report.write_json(result_path, result)
+        return result
 
 
 def draw_inputs(exp, batch, class_names, path: str) -> None:

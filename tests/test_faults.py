@@ -198,9 +198,12 @@ def poison(monkeypatch):
 
 def test_nan_stops_with_the_step_and_the_last_good_checkpoint(tmp_path, poison):
     poison(7)
+    before = signal.getsignal(signal.SIGTERM)
     message = r'loss=nan, .* at step 7; the last good checkpoint is step 6 in .*Lower lr_per_256.*or set nan_rollbacks to skip'
     with pytest.raises(train.NotFinite, match=message):
         train.train(config(), str(tmp_path))
+    assert signal.getsignal(signal.SIGTERM) == before
+    report.claim_workdir(str(tmp_path), report.read_json(str(tmp_path / 'config.json'))).close()  # it is free again
 
 
 def test_nan_rolls_back_past_the_bad_batch_and_no_more_often_than_allowed(tmp_path, poison):
