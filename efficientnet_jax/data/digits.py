@@ -72,8 +72,8 @@ def builder(data_dir=None):
     data_dir = os.path.expanduser(str(data_dir or tfds.core.constants.DATA_DIR))
     with quiet():
         result = Digits(data_dir=data_dir, file_format='array_record')
-    if result.is_prepared():
-        return result
+        if result.is_prepared():
+            return result
     target = pathlib.Path(str(result.data_path))
     try:
         os.makedirs(target.parent, exist_ok=True)

@@ -117,7 +117,7 @@ class Augment:
                 raise ValueError(f'augment.{name}={getattr(self, name)} must be above 0, or None for no {name}.')
 
     def placed(self, platform):
-        """The same with `on` decided: on a CPU the host's C++ is faster, an accelerator waits for the host (benchmarks/input_pipeline.py)."""
+        """The same with `on` decided: a CPU has the same cores for both, an accelerator waits for its host (benchmarks/input_pipeline.py)."""
         return self if self.on is not None else dataclasses.replace(self, on='host' if platform == 'cpu' else 'device')
 
 
