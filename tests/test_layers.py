@@ -6,7 +6,7 @@ import pathlib
 LAYERS = {
     0: ('architectures', 'counting', 'scaling'),
     1: ('models', 'data'),
-    2: ('hosts', 'mesh', 'losses', 'optim', 'state', 'step', 'checkpoint', 'report', 'plots', 'experiment', 'augment_device'),
+    2: ('allocator', 'hosts', 'mesh', 'losses', 'optim', 'state', 'step', 'checkpoint', 'report', 'plots', 'experiment', 'augment_device'),
     3: ('weights', 'train', 'evaluate', 'predict'),
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
