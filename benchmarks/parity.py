@@ -30,6 +30,7 @@ import jax
 import numpy as np
 
 from efficientnet_jax import architectures, weights
+from efficientnet_jax.data.preprocess import IMAGENET, LITE, Preprocess
 
 TOLERANCE = 1e-4  # of the logits' standard deviation
 
@@ -88,7 +89,7 @@ def torch_reference(library: str, name: str, sample: np.ndarray, folder: str, rn
     import torch
 
     model = torch_model(library, name, sample.shape[1])
-    x = (sample.astype(np.float32) - 127.5) / 127.5
+    x = Preprocess(sample.shape[1], **(LITE if 'lite' in name or name.endswith('_es') else IMAGENET)).normalise(sample)
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     with torch.no_grad():
         for key, value in model.state_dict().items():
