@@ -1,5 +1,6 @@
 """Meshes: the same loss and gradients whatever devices share the work, and no collective that the design does not name."""
 
+import dataclasses
 import functools
 import re
 
@@ -159,6 +160,30 @@ def test_groups_that_fit_a_chip_cost_no_collective():
     norms = len(jax.tree.leaves(state.batch_stats)) // 2
     # XLA's CPU compiler may leave each array its own all-reduce; the statistics' own would come on top, two a layer.
     assert len(local) <= leaves + 5 and len(whole) >= len(local) + norms, (len(local), len(whole), leaves)
+
+
+def test_split_state_gives_the_same_result_and_gathers_parameters_only():
+    """mesh.shard_state: a part of the optimiser state and moving average on each chip, and no activation crosses for it."""
+    module, optimizer = build(ODD, CLASSES), optax.sgd(0.1, momentum=0.9)
+    fast, outcomes = {'xla_backend_optimization_level': 0}, []
+    for mesh, split in [(mesh_of(1, 1), False), (mesh_of(8, 1), True)]:
+        init = functools.partial(init_state, module, optimizer, RESOLUTION, 0, ema=True)
+        shapes = jax.eval_shape(init)
+        shardings = jax.tree.map(lambda _, mesh=mesh: replicated(mesh), shapes)
+        if split:
+            shardings = shardings.replace(opt_state=split_over_data(mesh, shapes.opt_state), ema=split_over_data(mesh, shapes.ema))
+        state = jax.jit(init, out_shardings=shardings, compiler_options=fast)()
+        with_ema = dataclasses.replace(recipe(), ema_decay=0.9)
+        step = jax.jit(functools.partial(train_step, module, optimizer, with_ema), out_shardings=(shardings, replicated(mesh)))
+        step = step.lower(state, put(mesh, batch())).compile(fast)
+        outcomes.append(step(state, put(mesh, batch()))[0])
+    one, many = outcomes
+    assert distance(jax.device_get(many.opt_state), jax.device_get(one.opt_state)) < 1e-5
+    assert distance(jax.device_get((many.params, many.ema)), jax.device_get((one.params, one.ema))) < 1e-5
+    average = many.ema['params']['head']['kernel']
+    assert average.addressable_shards[0].data.size == average.size // 8
+    largest = max(x.size for x in jax.tree.leaves(one.params))
+    assert max(size for kind, size in collectives(step) if kind != 'all-reduce') <= largest < BATCH * 38 * 38 * 8
 
 
 ERRORS = [
