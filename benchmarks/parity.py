@@ -208,7 +208,7 @@ def main():
         row = f'| {model} | {library} {name} | {result["resolution"]} | {figures} |'
         print(row, f'{time.monotonic() - started:.0f} s', flush=True)
         rows.append(row)
-        if not result['relative'] < TOLERANCE or result['response'] < 0.05:
+        if not result['relative'] < TOLERANCE or result['response'] < 0.01:
             failed.append(f'{model} against {library}')
         if options.record:
             write_record(options.record, rows)  # after each: the largest come last and take minutes
