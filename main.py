@@ -4,6 +4,7 @@ Flags and dispatch only; what a mode does is in efficientnet_jax/, so that noteb
 """
 
 import os
+import sys
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # TensorFlow decodes images here; its start-up notes are noise
 # Compiled programs are kept, so that a second start of the same run takes seconds.
@@ -58,4 +59,7 @@ def main(argv):
 
 if __name__ == '__main__':
     flags.mark_flag_as_required('config')
-    app.run(main)
+    try:
+        app.run(main)
+    except AttributeError as error:  # main handles its own; this is --config.KNOB with a name that is no knob
+        sys.exit(f'No such knob: {error}. All knobs: configs/default.py.')
