@@ -37,7 +37,7 @@ PINNED = {
 
 
 def test_every_model_is_pinned():
-    assert set(PINNED) == set(architectures.names())
+    assert set(PINNED) == set(architectures.names()) - {'tiny'}  # which other tests add (tests/tiny.py)
 
 
 @pytest.mark.parametrize('name', PINNED)
