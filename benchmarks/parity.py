@@ -230,7 +230,7 @@ def write_record(path: str, rows: list[str]) -> None:
             '# Parity with the code bases that weights come from\n\n'
             f'`python benchmarks/parity.py --record {path}`, {datetime.date.today()}, CPU ({platform.machine()}), float32, {versions}.\n\n'
             'Random weights and batch-norm statistics (seed 0), two random images at the resolution in the table. Each file was written by the\n'
-            'library itself and read by `weights.load`. Difference: the largest absolute one over 2 x 1,000 logits; spread: their standard\n'
+            'library itself and read by `weights.load`; groups of rows ran apart (--models), each rewriting its own. Difference: the largest absolute one over 2 x 1,000 logits; spread: their standard\n'
             f'deviation; relative: the ratio, at most {TOLERANCE} in every row; response: how far the two images are apart, over the spread.\n\n'
             '| model | reference | px | difference | spread | relative | response |\n| --- | --- | --- | --- | --- | --- | --- |\n'
             + '\n'.join(rows)
