@@ -92,7 +92,6 @@ class Checkpoints:
         those that were saved, is set aside as STEP.unreadable with a warning and the one before is used. Raises ShapeMismatch
         for a checkpoint of another model, and OSError when none of those there is intact: starting afresh must be your decision.
         """
-        damaged = []
         while steps := self.steps():
             step = steps[-1]
             state = note = problem = None
@@ -104,10 +103,11 @@ class Checkpoints:
                 problem = f'{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ""}'
             if everywhere(problem is None):
                 return state, step, note
-            damaged.append(step)
             self._set_aside(step, problem or 'another host could not read it')
+        # Also those of an earlier start: the error must not turn into a fresh run when the command is given again.
+        damaged = [path.name for path in epath.Path(self.directory).glob('*.unreadable')]
         if damaged:
-            names = ', '.join(f'{step}.unreadable' for step in damaged)
+            names = ', '.join(sorted(damaged, key=lambda name: -int(name.split('.')[0])))
             raise OSError(
                 f'None of the checkpoints in {self.directory} can be read; they are set aside as {names}. '
                 'Bring one back from a copy, or choose another --workdir to start afresh.'
@@ -158,7 +158,7 @@ class ShapeMismatch(ValueError):
     """A checkpoint whose arrays have other names or shapes than the model's."""
 
 
-class Damaged(Exception):
+class Damaged(OSError):
     """A checkpoint whose bits are not those that were saved."""
 
 

@@ -51,6 +51,8 @@ def evaluate(config, workdir: str) -> dict:
     started = time.monotonic()
     source = sources.open_source(config.dataset, config.eval_split, config.data_dir)
     exp, state, step = restore(config, workdir, source.num_classes)
+    if jax.process_index() == 0:
+        os.makedirs(workdir, exist_ok=True)  # with init_from it may be new
     eval_fn = jax.jit(functools.partial(eval_step, exp.module, exp.recipe), out_shardings=replicated(exp.mesh))
     scores = evaluate_state(eval_fn, state, source, exp, config.eval_batch_size, config.max_corrupt)
     result = report.result('evaluate', as_dict(config), step, scores, len(source), time.monotonic() - started)

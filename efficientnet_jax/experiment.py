@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -154,6 +155,8 @@ def check(config) -> None:
         raise ValueError('backbone_lr_multiplier=0 needs init_from: a frozen random backbone learns nothing; set init_from or 1.0.')
     ranges = {  # knob: (lowest, highest allowed), None for no limit
         'resolution': (8, None),
+        'eval_crop_padding': (0, None),
+        'eval_crop_fraction': (0.01, 1),
         'dropout': (0, 0.99),
         'drop_path': (0, 0.99),
         'classifier_init_scale': (0, None),
@@ -163,7 +166,11 @@ def check(config) -> None:
         'steps': (0, None),
         'lr_per_256': (0, None),
         'warmup_epochs': (0, None),
+        'decay_rate': (0, None),
         'decay_epochs': (1e-6, None),
+        'momentum': (0, 1),
+        'rmsprop_decay': (0, 1),
+        'rmsprop_epsilon': (0, None),
         'weight_decay': (0, None),
         'label_smoothing': (0, 0.99),
         'ema_decay': (0, 1),
@@ -177,6 +184,6 @@ def check(config) -> None:
     }
     for knob, (low, high) in ranges.items():
         value = config[knob]
-        if value is not None and (value < low or (high is not None and value > high)):
+        if value is not None and not low <= value <= (math.inf if high is None else high):  # NaN is in no range
             bound = f'at least {low}' if high is None else f'between {low} and {high}'
             raise ValueError(f'{knob}={value} must be {bound}.')

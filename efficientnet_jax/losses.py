@@ -21,12 +21,13 @@ def metric_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = N
     """Sums over examples where mask is true: loss (no smoothing), top1, top5 and count. logits [N, K], labels [N], mask [N] bool.
 
     top5 counts the label among the five (or K, if fewer) largest logits; a tie counts against the label, so that a
-    constant output does not score.
+    constant output does not score, and so does NaN.
     """
     weight = jnp.ones(labels.shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)  # [N, 1]
     others = jnp.arange(logits.shape[-1])[None, :] != labels[:, None]  # [N, K]
-    rank = jnp.sum((logits >= own) & others, axis=-1)  # labels that beat or tie with the right one
+    # Labels that beat or tie with the right one; as 'not below', so that NaN counts against the label too.
+    rank = jnp.sum(~(logits < own) & others, axis=-1)
     return {
         'loss': jnp.sum(weight * cross_entropy(logits, labels)),
         'top1': jnp.sum(weight * (rank < 1)),

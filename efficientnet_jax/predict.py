@@ -28,9 +28,11 @@ def predict(
     features: a .npz file to write: 'pooled' float32 [N, C], 'logits' float32 [N, classes], 'images' the N paths.
     Raises ValueError, before any model is built, when no image is named or one is missing, and for one that cannot be decoded.
     """
-    for flag, file, suffix in (('--picture', picture, '.png'), ('--features', features, '.npz')):
+    for flag, file, suffix in (('--picture', picture, '.png'), ('--output', features, '.npz')):
         if file is not None and not file.endswith(suffix):
             raise ValueError(f'{flag}={file!r} must end in {suffix}.')
+        if file is not None and not os.path.isdir(os.path.dirname(os.path.abspath(file))):
+            raise ValueError(f'{flag}={file!r} must be in a folder that is there; make {os.path.dirname(file)} first.')
     paths = find(images)
     start = starting(config, workdir)
     source = None if start is not None else sources.open_source(config.dataset, config.eval_split, config.data_dir)
@@ -60,10 +62,9 @@ def run(module, variables, preprocess, paths: list[str]) -> dict[str, np.ndarray
         return {name: ends[name] for name in ('pooled', 'logits')}
 
     size = min(BATCH, len(paths))
-    pixels = [preprocess.to_uint8(read(path), name=path) for path in paths]
     parts = []
-    for i in range(0, len(pixels), size):
-        batch = pixels[i : i + size]
+    for i in range(0, len(paths), size):
+        batch = [preprocess.to_uint8(read(path), name=path) for path in paths[i : i + size]]
         padded = np.stack(batch + [batch[-1]] * (size - len(batch)))  # one shape, one compilation
         parts.append({name: np.asarray(value)[: len(batch)] for name, value in forward(variables, padded).items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -82,6 +83,7 @@ def show(predictions: list[dict], as_json: bool) -> None:
 def draw(predictions: list[dict], path: str) -> None:
     """A .png with two images a row, each with its top-5 as bars beside it."""
     import PIL.Image
+    import PIL.ImageOps
     from matplotlib.figure import Figure
 
     rows = -(-len(predictions) // 2)
@@ -93,7 +95,8 @@ def draw(predictions: list[dict], path: str) -> None:
             bars.axis('off')
             continue
         prediction = predictions[i]
-        photo.imshow(PIL.Image.open(io.BytesIO(read(prediction['image']))).convert('RGB'))
+        image = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(read(prediction['image']))))
+        photo.imshow(image.convert('RGB'))
         photo.set_title(os.path.basename(prediction['image']), fontsize=8)
         top = prediction['top'][::-1]
         bars.barh(range(len(top)), [item['probability'] for item in top], color='#9ecae1')

@@ -145,8 +145,9 @@ def test_every_checkpoint_damaged_is_an_error_and_not_a_new_start(tmp_path, warn
     saved(tmp_path, [1, 2])
     truncate(tmp_path / '1')
     truncate(tmp_path / '2')
-    with pytest.raises(OSError, match=r'None of the checkpoints in .* can be read; they are set aside as 2.unreadable, 1.unreadable'):
-        Checkpoints(str(tmp_path)).restore_latest(abstract(state()))
+    for _ in range(2):  # nor when the command is given again
+        with pytest.raises(OSError, match=r'None of the checkpoints in .* can be read; they are set aside as 2.unreadable, 1.unreadable'):
+            Checkpoints(str(tmp_path)).restore_latest(abstract(state()))
     assert len(warnings_seen) >= 2
 
 

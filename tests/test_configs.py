@@ -38,6 +38,10 @@ def test_every_released_efficientnet_has_a_config():
         ({'model': 'efficientnet_b9'}, "model='efficientnet_b9' is not an architecture; near names: efficientnet_b"),
         ({'batch_norm_group': 7}, 'batch_norm_group=7 must divide batch_size=4096'),
         ({'epochs': -1.0}, 'epochs=-1.0 must be at least 0'),
+        ({'lr_per_256': float('nan')}, 'lr_per_256=nan must be at least 0'),
+        ({'momentum': 1.5}, 'momentum=1.5 must be between 0 and 1'),
+        ({'eval_crop_fraction': 1.5}, 'eval_crop_fraction=1.5 must be between 0.01 and 1'),
+        ({'eval_crop_padding': -4}, 'eval_crop_padding=-4 must be at least 0'),
     ],
 )
 def test_bad_values(knobs, message):

@@ -156,7 +156,7 @@ def test_an_object_store_is_no_workdir():
 
 def test_a_workdir_of_another_config_is_refused_and_a_runtime_knob_is_not(whole):
     other = report.read_json(str(whole / 'config.json'))
-    report.claim_workdir(str(whole), other | {'log_every_steps': 7}).close()
+    report.claim_workdir(str(whole), other | {'log_every_steps': 7, 'max_corrupt': 3}).close()
     with pytest.raises(ValueError, match=r'holds a run with another config: seed=0 there, 1 here\. Choose another --workdir or remove'):
         report.claim_workdir(str(whole), other | {'seed': 1})
     report.claim_workdir(str(whole), other).close()

@@ -4,6 +4,8 @@ import jax
 import pytest
 
 from efficientnet_jax import hosts
+from efficientnet_jax.checkpoint import Damaged
+from efficientnet_jax.data.pipeline import UnreadableExamples
 
 CLUSTER = ('JAX_COORDINATOR_ADDRESS', 'TPU_WORKER_HOSTNAMES', 'TPU_SKIP_MDS_QUERY', 'SLURM_NTASKS')
 
@@ -124,6 +126,8 @@ def test_one_host_decides_for_itself():
         (ValueError('batch_size=3 must be'), 1, r'^ValueError: batch_size=3 must be\n\(EFFICIENTNET_JAX_TRACEBACK=1 shows where\.\)$'),
         (OSError('disk full'), 1, r'^OSError: disk full'),
         (FloatingPointError('loss=nan'), 1, r'^FloatingPointError: loss=nan'),
+        (UnreadableExamples('2 unreadable'), 1, r'^UnreadableExamples: 2 unreadable'),
+        (Damaged('bits changed'), 1, r'^Damaged: bits changed'),
         (KeyError('a bug'), 1, r"KeyError: 'a bug'"),
         (jax.errors.JaxRuntimeError('INTERNAL: alone'), 1, r'INTERNAL: alone'),
     ],

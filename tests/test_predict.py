@@ -13,7 +13,8 @@ from efficientnet_jax.predict import find, predict
         ({'images': []}, 'mode=predict needs image files or folders'),
         ({'images': ['gone.jpg']}, 'gone.jpg is not a file; name image files'),
         ({'images': ['a.png'], 'picture': 'top5.jpg'}, "--picture='top5.jpg' must end in .png"),
-        ({'images': ['a.png'], 'features': 'f.h5'}, "--features='f.h5' must end in .npz"),
+        ({'images': ['a.png'], 'features': 'f.h5'}, "--output='f.h5' must end in .npz"),
+        ({'images': ['a.png'], 'features': '/gone/f.npz'}, "--output='/gone/f.npz' must be in a folder that is there; make /gone first"),
     ],
 )
 def test_errors(arguments, message):

@@ -105,6 +105,11 @@ def test_metric_sums_count_masked_examples_once_and_ties_never():
     assert {name: float(sums[name]) for name in ('top1', 'top5', 'count')} == {'top1': 1, 'top5': 2, 'count': 3}
 
 
+def test_nan_logits_score_nothing():
+    sums = losses.metric_sums(jnp.full((3, 7), jnp.nan), jnp.asarray([0, 2, 6]))
+    assert (float(sums['top1']), float(sums['top5']), float(sums['count'])) == (0, 0, 3)
+
+
 @pytest.mark.parametrize(
     ('knob', 'value', 'message'),
     [

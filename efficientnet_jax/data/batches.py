@@ -153,7 +153,7 @@ class Batches:
                 )
 
 
-class UnreadableExamples(RuntimeError):
+class UnreadableExamples(ValueError):
     """More examples than allowed could not be read; the message names them all."""
 
 

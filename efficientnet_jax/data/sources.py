@@ -193,10 +193,12 @@ def _tfds_builder(dataset, data_dir):
 
     try:
         return tfds.builder(dataset, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as e:
+    except (tfds.core.DatasetNotFoundError, ValueError) as e:
         names = ['digits', *tfds.list_builders(with_community_datasets=False)]
         near = difflib.get_close_matches(dataset.split('/')[0].split(':')[0], names, n=5, cutoff=0.6)
         hint = f'Near names: {", ".join(near)}.' if near else 'https://www.tensorflow.org/datasets/catalog lists them.'
+        if os.path.isdir(dataset):
+            hint = f'For the images in that folder: folder:{dataset}.'
         raise ValueError(f"dataset={dataset!r} is not 'digits', a TFDS name or 'folder:DIR'. {hint}") from e
 
 

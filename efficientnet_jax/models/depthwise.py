@@ -102,7 +102,7 @@ def _lanes(x, kernel, stride, pads):
     """For TPU with the batch in lanes: groups of 8 channels, a tile's sublanes, with zeros off the diagonal of each.
 
     The compiler gives such groups to the matrix units, 8 channels of 128 images at a time; single channels it multiplies on
-    the vector units. At 7 pixels the latter is faster. Figures: benchmarks/records/depthwise_tpu.md.
+    the vector units. At 7 pixels the latter is faster, by the compiler's estimates.
     """
     return _grouped(x, kernel if x.shape[2] < _NARROW else _blocks(kernel), stride, pads)
 

@@ -63,7 +63,7 @@ def match(file: File, architecture: Architecture, naming: str, num_classes: int 
     if classifier and num_classes is not None and in_file != num_classes:
         raise Mismatch(
             f'{file.where} is for {in_file} classes, num_classes={num_classes} are wanted. To fine-tune it on other classes, '
-            'set --config.init_from: the classifier is then replaced.'
+            'train with --config.init_from: the classifier is then replaced.'
         )
     variables: dict[str, Any] = {'params': {}, 'batch_stats': {}}
     for array in wanted:

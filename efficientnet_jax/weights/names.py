@@ -265,11 +265,7 @@ def keras(architecture):
     for block in architecture.blocks():
         stage, number = _stage_and_block(block)
         prefix = f'block{stage}{chr(ord("a") + number - 1)}_'
-        for part, conv, norm in (
-            ('expand', 'expand_conv', 'expand_bn'),
-            ('depthwise', 'dwconv', 'bn'),
-            ('project', 'project_conv', 'project_bn'),
-        ):
+        for part, conv, norm in KERAS_PARTS:
             names |= {f'{block.name}/{part}': prefix + conv, f'{block.name}/{part}/bn': prefix + norm}
         names |= {f'{block.name}/se/reduce': prefix + 'se_reduce', f'{block.name}/se/expand': prefix + 'se_expand'}
     return names

@@ -27,7 +27,7 @@ def start(config, directory: str | None, num_classes: int | None = None, new_hea
     Raises what weights.load raises, and ValueError for a model.json of another version.
     """
     written = workdir.read_description(directory)
-    if written is not None and os.path.isdir(os.path.join(directory, 'checkpoints')):
+    if written is not None and _has_checkpoint(directory):
         architecture, count, preprocess, names = description.parse(written, os.path.join(directory, workdir.DESCRIPTION))
         return Start(_flavour(architecture), preprocess, count, names, None)
     if config.init_from is None:
@@ -40,6 +40,12 @@ def start(config, directory: str | None, num_classes: int | None = None, new_hea
     names = pretrained.class_names or (imagenet_names() if pretrained.module.num_classes == 1000 else None)
     kept = names if count == pretrained.module.num_classes else None
     return Start(_flavour(pretrained.module.architecture), pretrained.preprocess, count, kept, variables)
+
+
+def _has_checkpoint(directory: str) -> bool:
+    """Whether a complete one is there. A run that was killed before its first has its description, but still begins with the weights."""
+    checkpoints = os.path.join(directory, 'checkpoints')
+    return os.path.isdir(checkpoints) and any(name.isdigit() for name in os.listdir(checkpoints))
 
 
 def _flavour(architecture) -> dict[str, Any]:

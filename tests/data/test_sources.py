@@ -123,6 +123,7 @@ def test_mocked_imagenet():
             r"dataset='imagnet2012' is not 'digits', a TFDS name or 'folder:DIR'. Near names: .*imagenet2012",
         ),
         ('digit', 'train', ValueError, r'Near names: digits'),
+        ('/', 'train', ValueError, r"dataset='/' is not 'digits', a TFDS name or 'folder:DIR'. For the images in that folder: folder:/"),
         ('zzzzzz', 'train', ValueError, r'https://www.tensorflow.org/datasets/catalog lists them'),
         (
             'imagenet2012',

@@ -16,6 +16,7 @@ from efficientnet_jax.predict import predict
 from efficientnet_jax.step import train_step
 from efficientnet_jax.train import train
 from efficientnet_jax.weights.start import start
+from efficientnet_jax.weights.workdir import write_description
 from tests import tiny
 from tests.weights.test_formats import assert_same, flat, random_variables
 
@@ -58,6 +59,14 @@ def test_the_head_is_replaced_only_when_the_classes_differ(pretrained):
     backbone = {name: value for name, value in other.params.items() if name != 'classifier'}
     assert_same({name: value for name, value in loaded['params'].items() if name != 'classifier'}, jax.device_get(backbone))
     assert_same(loaded['batch_stats'], jax.device_get(other.batch_stats))
+
+
+def test_a_run_killed_before_its_first_checkpoint_still_begins_with_the_weights(pretrained, tmp_path):
+    write_description(str(tmp_path), TINY, 10, RECIPE)
+    (tmp_path / 'checkpoints' / '6.orbax-checkpoint-tmp').mkdir(parents=True)
+    assert start(config_of(pretrained), str(tmp_path), 10).variables is not None
+    (tmp_path / 'checkpoints' / '6').mkdir()
+    assert start(config_of('/gone.pth'), str(tmp_path), 10).variables is None
 
 
 def test_flavour_and_preprocessing_are_those_of_the_weights(pretrained):
@@ -171,8 +180,7 @@ def test_predict_and_evaluate_straight_from_weights(pretrained, photos, tmp_path
     predictions = predict(config, None, [str(photos / 'red')])
     assert len(predictions) == 8 and predictions[0]['top'][0]['name'].startswith('digit ')
     assert 'digit' in capsys.readouterr().out
-    workdir = tmp_path / 'run'
-    workdir.mkdir()
+    workdir = tmp_path / 'run'  # made by evaluate
     assert evaluate(config, str(workdir))['metrics']['eval']['count'] == 297
     config.dataset, config.eval_split = f'folder:{photos}', 'train'
     with pytest.raises(weights.Mismatch, match='is for 10 classes, num_classes=3 are wanted'):
