@@ -62,4 +62,6 @@ if __name__ == '__main__':
     try:
         app.run(main)
     except AttributeError as error:  # main handles its own; this is --config.KNOB with a name that is no knob
-        sys.exit(f'No such knob: {error}. All knobs: configs/default.py.')
+        reason = error.args[0].args[0] if error.args and isinstance(error.args[0], KeyError) else error
+        name, *near = str(reason).splitlines()
+        sys.exit(' '.join([f'No such knob: {name}.', *near, 'All knobs: configs/default.py.']))

@@ -2,6 +2,8 @@
 
 import importlib
 import pathlib
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -50,3 +52,13 @@ def test_bad_values(knobs, message):
         config[knob] = value
     with pytest.raises(ValueError, match=message):
         experiment(config, 1000, train_examples=1_281_167)
+
+
+def test_an_unknown_knob_is_named_with_near_ones():
+    root = pathlib.Path(__file__).parents[1]
+    command = [sys.executable, 'main.py', '--config=configs/b0.py', '--workdir=/gone', '--config.batchsize=3']
+    finished = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert finished.returncode == 1
+    assert (
+        finished.stderr == 'No such knob: \'batchsize\'. Did you mean "batch_size" instead of "batchsize"? All knobs: configs/default.py.\n'
+    )
