@@ -46,9 +46,11 @@ def main(argv):
         features = _OUTPUT.value if _FEATURES.value else None
         predict(config, workdir, argv[1:], as_json=_JSON.value, picture=_PICTURE.value, features=features)
 
-    from efficientnet_jax import hosts
+    from efficientnet_jax import allocator, hosts
 
     try:
+        if os.environ.get('JAX_PLATFORMS') == 'cpu':  # elsewhere the step's memory is not the host's
+            allocator.keep_freed_memory()
         if workdir is None and _MODE.value != 'predict':
             raise ValueError(f'mode={_MODE.value} needs --workdir=DIR; only predict with --config.init_from goes without.')
         hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _LOST_AFTER.value)
