@@ -47,7 +47,7 @@ def main(_):
     traced = time.monotonic()
     compiled = lowered.compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    found = collections.Counter(re.findall(rf'= \S+ ({"|".join(COLLECTIVES)})(?:-start)?\(', text))
+    found = collections.Counter(re.findall(rf' ({"|".join(COLLECTIVES)})(?:-start)?\(', text))
     cycles = sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', text)))
     print(f'{config.model} at {side} px, batch {config.batch_size}, {_TOPOLOGY.value}, mesh {dict(exp.mesh.shape)}, remat {config.remat}')
     print(

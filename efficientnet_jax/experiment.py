@@ -92,6 +92,10 @@ def experiment(config, num_classes: int, train_examples: int, devices=None, star
     if mixing and config.batch_size % 2:
         raise ValueError(f'batch_size={config.batch_size} must be even, since augment.mixup and augment.cutmix work on pairs of images.')
     horizon = optim.Horizon.of(train_examples, config.batch_size, config.epochs, config.steps)
+    if horizon.total_steps < 1:
+        raise ValueError(
+            f'epochs={config.epochs}, steps={config.steps} make no update at batch_size={config.batch_size}; set steps=1 or more.'
+        )
     module = models.build(
         architecture,
         num_classes,

@@ -60,7 +60,7 @@ def train(config, workdir: str) -> dict:
             if jax.process_index() == 0:
                 write_description(workdir, exp.module.architecture, source.num_classes, exp.preprocess, source.class_names)
             state = exp.init(None if start is None else start.variables)
-        elif first_step >= total_steps and not window and os.path.exists(result_path):
+        elif first_step >= total_steps and not window and trained(result_path):
             checkpoints.close()
             progress.say(f'Finished already: {workdir} holds step {first_step} of {total_steps} and {result_path}.')
             return report.read_json(result_path)
@@ -171,6 +171,11 @@ def draw_inputs(exp, batch, class_names, path: str) -> None:
     if jax.process_index() == 0:
         names = class_names or range(exp.module.num_classes)
         contact_sheet(seen['image'], [str(names[label]).split(',')[0][:16] for label in seen['label']], path)
+
+
+def trained(result_path: str) -> bool:
+    """Whether a finished training run left its result; evaluate writes one of its own there."""
+    return os.path.exists(result_path) and report.read_json(result_path)['mode'] == 'train'
 
 
 def floats(metrics) -> dict[str, float]:

@@ -39,6 +39,7 @@ def test_every_released_efficientnet_has_a_config():
         ({'dropout': 1.5}, 'dropout=1.5 must be between 0 and 0.99'),
         ({'model': 'efficientnet_b9'}, "model='efficientnet_b9' is not an architecture; near names: efficientnet_b"),
         ({'batch_norm_group': 7}, 'batch_norm_group=7 must divide batch_size=4096'),
+        ({'steps': 0}, r'epochs=350.0, steps=0 make no update at batch_size=4096; set steps=1 or more'),
         ({'epochs': -1.0}, 'epochs=-1.0 must be at least 0'),
         ({'lr_per_256': float('nan')}, 'lr_per_256=nan must be at least 0'),
         ({'momentum': 1.5}, 'momentum=1.5 must be between 0 and 1'),

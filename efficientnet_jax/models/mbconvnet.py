@@ -6,7 +6,6 @@ batch norm momentum 0.99 and epsilon 1e-3, convolutions without bias, untruncate
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -15,11 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from efficientnet_jax.architectures import Architecture, Block
-from efficientnet_jax.models.batch_norm import BatchNorm
+from efficientnet_jax.models.batch_norm import ACTIVATIONS, BatchNorm
 from efficientnet_jax.models.depthwise import depthwise_conv
 from efficientnet_jax.models.pointwise import pointwise_conv
-
-ACTIVATIONS: dict[str | None, Callable] = {'swish': nn.swish, 'relu': nn.relu, 'relu6': nn.relu6, None: lambda x: x}
 
 # Untruncated normal with variance 2 / (k * k * out), the reference's conv_kernel_initializer.
 conv_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
