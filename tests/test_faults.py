@@ -100,6 +100,22 @@ def test_stopped_and_started_again_ends_with_the_same_bits(whole, tmp_path, monk
     assert result['metrics'] == json.loads((whole / 'result.json').read_text())['metrics']
 
 
+def test_goes_on_with_fewer_devices(whole, tmp_path, monkeypatch):
+    """Four devices, stopped, two devices: the same batches, and the same figures as on one within rounding."""
+    for devices, stop in ((4, 5), (2, None)):
+        monkeypatch.setattr(train, 'experiment', functools.partial(experiment.experiment, devices=jax.devices()[:devices]))
+        if stop:
+            monkeypatch.setattr(hosts, 'StopNotice', lambda stop=stop: StopAt(stop))
+            with pytest.raises(hosts.Stopped):
+                train.train(config(), str(tmp_path))
+            monkeypatch.undo()
+        else:
+            train.train(config(), str(tmp_path))
+    for expected, row in zip(rows(whole), rows(tmp_path), strict=True):
+        assert (row['step'], row['split']) == (expected['step'], expected['split'])
+        assert row['loss'] == pytest.approx(expected['loss'], rel=1e-3)
+
+
 def test_a_finished_run_started_again_does_nothing(whole, capfd):
     before = rows(whole)
     result = train.train(config(), str(whole))
