@@ -3,6 +3,7 @@
 Flags and dispatch only; what a mode does is in efficientnet_jax/, so that notebooks and tests call the same functions.
 """
 
+import importlib
 import os
 import sys
 
@@ -13,9 +14,12 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(os.path.expandus
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+# Module with the function (config, workdir) of the mode's name, imported when it is asked for.
+MODES = {'train': 'train', 'evaluate': 'evaluate', 'predict': 'predict'}
+
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Path of a config, for example configs/b7.py; --config.KNOB=VALUE overrides.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for checkpoints, metrics and results.')
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'predict'], 'What to do.')
+_MODE = flags.DEFINE_enum('mode', 'train', list(MODES), 'What to do.')
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0. TPU VMs, GKE and Slurm need none of these four.')
 _PROCESSES = flags.DEFINE_integer('processes', None, 'Processes in this run; 1: this one alone, whatever the machine says.', lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
@@ -26,35 +30,29 @@ _FEATURES = flags.DEFINE_bool('features', False, 'predict: also write the pooled
 _OUTPUT = flags.DEFINE_string('output', 'features.npz', 'predict --features: the .npz file to write.')
 
 
+def predict(config, workdir, files):
+    from efficientnet_jax.predict import predict
+
+    features = _OUTPUT.value if _FEATURES.value else None
+    predict(config, workdir, files, as_json=_JSON.value, picture=_PICTURE.value, features=features)
+
+
 def main(argv):
     logging.set_verbosity(logging.WARNING)
-    config, workdir = _CONFIG.value, _WORKDIR.value
-
-    def train():
-        from efficientnet_jax.train import train
-
-        train(config, workdir)
-
-    def evaluate():
-        from efficientnet_jax.evaluate import evaluate
-
-        evaluate(config, workdir)
-
-    def predict():
-        from efficientnet_jax.predict import predict
-
-        features = _OUTPUT.value if _FEATURES.value else None
-        predict(config, workdir, argv[1:], as_json=_JSON.value, picture=_PICTURE.value, features=features)
+    config, workdir, mode = _CONFIG.value, _WORKDIR.value, _MODE.value
 
     from efficientnet_jax import allocator, hosts
 
     try:
         if os.environ.get('JAX_PLATFORMS') == 'cpu':  # elsewhere the step's memory is not the host's
             allocator.keep_freed_memory()
-        if workdir is None and _MODE.value != 'predict':
-            raise ValueError(f'mode={_MODE.value} needs --workdir=DIR; only predict with --config.init_from goes without.')
+        if workdir is None and mode != 'predict':
+            raise ValueError(f'mode={mode} needs --workdir=DIR; only predict with --config.init_from goes without.')
         hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _LOST_AFTER.value)
-        {'train': train, 'evaluate': evaluate, 'predict': predict}[_MODE.value]()
+        if mode == 'predict':
+            predict(config, workdir, argv[1:])
+        else:
+            getattr(importlib.import_module(f'efficientnet_jax.{MODES[mode]}'), mode)(config, workdir)
     except Exception as error:
         hosts.leave(error)
 

@@ -18,6 +18,11 @@ def get_config() -> ConfigDict:
 
     # What is trained.
     config.model = 'efficientnet_b0'  # a name from efficientnet_jax.architectures.names()
+    config.depth = 1.0  # times the model's own repeats, rounded up (scaling.scale)
+    config.width = 1.0  # times the model's own filters, rounded to multiples of 8
+    config.stages = placeholder(
+        tuple
+    )  # rows (repeats, kernel, stride, expand, filters, se, op, skip) in place of the model's; None: its own
     config.resolution = placeholder(int)  # pixels, side of the square input; None: the model's own
     config.dropout = placeholder(float)  # before the classifier; None: the model's own
     config.drop_path = placeholder(float)  # rate towards the last block; None: the model's own (0.2)

@@ -239,6 +239,26 @@ def names() -> tuple[str, ...]:
     return tuple(ARCHITECTURES)
 
 
+def stages(rows) -> tuple[Stage, ...]:
+    """Stages from rows of plain values, the fields of Stage in order (config.stages). Raises ValueError with the row that is wrong."""
+    made = []
+    for row in rows:
+        try:
+            stage = Stage(*row)
+        except TypeError:
+            raise ValueError(
+                f'stages: {tuple(row)} must be {", ".join(f.name for f in dataclasses.fields(Stage))}; the last four may be left out.'
+            ) from None
+        if stage.op not in OPS:
+            raise ValueError(f'stages: op={stage.op!r} in {tuple(row)} must be one of {", ".join(OPS)}.')
+        if min(stage.repeats, stage.kernel, stage.stride, stage.expand, stage.filters) < 1 or stage.kernel % 2 == 0 or stage.stride > 2:
+            raise ValueError(f'stages: {tuple(row)} must have positive numbers, an odd kernel and a stride of 1 or 2.')
+        made.append(stage)
+    if not made:
+        raise ValueError('stages=() must have at least one row; None takes the stages of model.')
+    return tuple(made)
+
+
 def get(name: str) -> Architecture:
     """The architecture of that name. Raises ValueError with near names."""
     if name not in ARCHITECTURES:

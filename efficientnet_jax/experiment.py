@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from efficientnet_jax import architectures, mesh, models, optim
+from efficientnet_jax import architectures, mesh, models, optim, scaling
 from efficientnet_jax.data.policies import Augment
 from efficientnet_jax.data.preprocess import NORMALISATIONS, Preprocess
 from efficientnet_jax.state import TrainState, init_state
@@ -127,9 +127,11 @@ def experiment(config, num_classes: int, train_examples: int, devices=None, star
 
 
 def architecture_of(config) -> architectures.Architecture:
-    """The named architecture with the config's resolution, dropout, drop_path and bn_momentum where they are set."""
+    """The named architecture with the config's stages, scaling, resolution, dropout, drop_path and bn_momentum where they are set."""
     overrides = {knob: config[knob] for knob in ('resolution', 'dropout', 'drop_path', 'bn_momentum') if config[knob] is not None}
-    return dataclasses.replace(architectures.get(config.model), **overrides)
+    if config.stages is not None:
+        overrides['stages'] = architectures.stages(config.stages)
+    return scaling.scale(dataclasses.replace(architectures.get(config.model), **overrides), depth=config.depth, width=config.width)
 
 
 def preprocess_of(config, of_weights: Preprocess | None = None) -> Preprocess:

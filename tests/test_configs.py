@@ -1,5 +1,6 @@
 """Every config loads, is a card, and builds its model and state without computing anything."""
 
+import dataclasses
 import importlib
 import pathlib
 import subprocess
@@ -9,7 +10,7 @@ import jax
 import pytest
 
 from efficientnet_jax import architectures
-from efficientnet_jax.experiment import experiment
+from efficientnet_jax.experiment import architecture_of, experiment
 
 NAMES = sorted(p.stem for p in pathlib.Path(__file__).parents[1].joinpath('configs').glob('*.py') if p.stem not in ('__init__', 'transfer'))
 
@@ -44,6 +45,10 @@ def test_every_released_efficientnet_has_a_config():
         ({'lr_per_256': float('nan')}, 'lr_per_256=nan must be at least 0'),
         ({'momentum': 1.5}, 'momentum=1.5 must be between 0 and 1'),
         ({'eval_crop_fraction': 1.5}, 'eval_crop_fraction=1.5 must be between 0.01 and 1'),
+        ({'width': 0.0}, r'width=0.0 must be a multiplier in \(0, 16\]'),
+        ({'stages': ((1, 3, 1, 1),)}, r'stages: \(1, 3, 1, 1\) must be repeats, kernel, stride, expand, filters'),
+        ({'stages': ((1, 4, 1, 1, 16),)}, r'stages: \(1, 4, 1, 1, 16\) must have positive numbers, an odd kernel'),
+        ({'stages': ((1, 3, 1, 1, 16, None, 'conv9'),)}, "op='conv9' in .* must be one of mbconv"),
         ({'eval_crop_padding': -4}, 'eval_crop_padding=-4 must be at least 0'),
     ],
 )
@@ -63,3 +68,13 @@ def test_an_unknown_knob_is_named_with_near_ones():
     assert (
         finished.stderr == 'No such knob: \'batchsize\'. Did you mean "batch_size" instead of "batchsize"? All knobs: configs/default.py.\n'
     )
+
+
+def test_stages_width_and_depth_of_a_config_make_the_network():
+    config = importlib.import_module('configs.default').get_config()
+    rows = tuple(dataclasses.astuple(stage)[:8] for stage in architectures.get('efficientnet_b0').stages)
+    config.stages, config.width, config.depth, config.resolution = rows, 1.2, 1.4, 300
+    b3 = architectures.get('efficientnet_b3')
+    assert architecture_of(config).blocks() == b3.blocks()
+    config.stages = rows[:3]
+    assert len(architecture_of(config).stages) == 3
