@@ -1,0 +1,68 @@
+"""Where studies are kept: `journal:PATH`, `sqlite:///PATH` or a database server, as Optuna storages that survive a kill at any moment."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+
+
+def public(storage: str) -> str:
+    """The storage without its password, for messages."""
+    return re.sub(r'(://[^:/@]*):[^@]*@', r'\1:***@', storage)
+
+
+def open_storage(storage: str):
+    """An Optuna storage. Raises ValueError for an unknown kind or a missing driver, OSError when it cannot be reached."""
+    import optuna
+
+    kind, _, path = storage.partition(':')
+    if kind == 'journal' and path and '://' not in storage:
+        try:
+            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+            with open(path, 'ab'):
+                pass
+        except OSError as error:
+            raise OSError(f'storage={storage} cannot be written ({error.strerror}); choose another path.') from error
+        from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+        return JournalStorage(JournalFileBackend(path, _journal_lock(path)))
+    if kind not in ('sqlite', 'postgresql', 'postgresql+psycopg2', 'postgresql+psycopg', 'mysql', 'mysql+pymysql') or '://' not in storage:
+        raise ValueError(f'storage={public(storage)!r} must be journal:PATH, sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE.')
+    arguments = {'connect_args': {'timeout': 60}} if kind == 'sqlite' else {'pool_pre_ping': True}
+    try:
+        return optuna.storages.RDBStorage(storage, engine_kwargs=arguments)
+    except ImportError as error:
+        raise ValueError(f'storage={public(storage)!r} needs a driver: pip install psycopg2-binary for PostgreSQL ({error}).') from error
+    except Exception as error:  # SQLAlchemy's own, wrapped or not
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise OSError(f'storage={public(storage)} cannot be reached ({reason}); is the address right and the server up?') from error
+
+
+def _journal_lock(path: str):
+    """A lock that the kernel gives back when its holder is killed (Optuna's own keep the others waiting for 30 s then)."""
+
+    class KernelLock:
+        def acquire(self) -> bool:
+            self._file = open(f'{path}.lock', 'w')  # noqa: SIM115 held until release
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            _cut_off_half_line(path)
+            return True
+
+        def release(self) -> None:
+            self._file.close()
+
+    return KernelLock()
+
+
+def _cut_off_half_line(path: str) -> None:
+    """What a writer left that died while it wrote; the next line would be joined to it, and the journal unreadable for all."""
+    with open(path, 'rb+') as file:
+        end = file.seek(0, os.SEEK_END)
+        if end == 0:
+            return
+        file.seek(end - 1)
+        if file.read(1) == b'\n':
+            return
+        file.seek(0)
+        file.truncate(file.read().rfind(b'\n') + 1)
