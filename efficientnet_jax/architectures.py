@@ -24,16 +24,20 @@ class Stage:
     filters: int  # output
     se: float | None = 0.25  # squeeze-and-excitation filters as a part of the block's INPUT filters (before expansion)
     op: str = 'mbconv'  # a key of OPS
-    skip: bool = True  # identity where stride is 1 and the filters stay the same
+    skip: bool | str = True  # a shortcut where stride is 1 and the filters stay the same: True identity, 'pool' 3x3 average, False none
     expand_from: int | None = None  # filters that the first block's expansion multiplies, where they are not its input's
 
 
 OPS = {
     'mbconv': 'expand 1x1 (absent when expand is 1), depthwise kxk with the stride, squeeze-excite, project 1x1 without activation',
+    'conv': 'full kxk convolution with the stride, squeeze-excite (MnasNet space)',
     'fused': 'full 3x3 convolution to the expanded filters at stride 1, then project 1x1 with the stride (EfficientNet-EdgeTPU)',
     'separable': 'depthwise kxk with the stride, 1x1 convolution, activation after both (MobileNetV1)',
     'bottleneck': '1x1, kxk with the stride, 1x1 to expand times the inner filters, projected shortcut, activation after the sum (ResNet v1.5)',
 }
+
+
+SKIPS = (True, False, 'pool')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Block:
     expand_filters: int
     out_filters: int
     se_filters: int | None
-    residual: bool
+    residual: bool | str  # 'pool': the shortcut is average-pooled, 3x3 with stride 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +101,8 @@ class Architecture:
                 stride = stage.stride if b == 0 else 1
                 if stage.op == 'bottleneck':
                     expand_filters = out_filters // stage.expand
+                elif stage.op == 'conv':
+                    expand_filters = out_filters  # what squeeze-excite sees
                 elif b == 0 and stage.expand_from is not None:
                     expand_filters = round_filters(stage.expand_from, self.width, self.divisor) * stage.expand
                 else:
@@ -111,7 +117,7 @@ class Architecture:
                         expand_filters=expand_filters,
                         out_filters=out_filters,
                         se_filters=max(1, int(in_filters * stage.se)) if stage.se else None,
-                        residual=stage.op == 'bottleneck' or (stage.skip and stride == 1 and in_filters == out_filters),
+                        residual=stage.op == 'bottleneck' or (stride == 1 and in_filters == out_filters and stage.skip),
                     )
                 )
                 in_filters = out_filters
@@ -251,6 +257,8 @@ def stages(rows) -> tuple[Stage, ...]:
             ) from None
         if stage.op not in OPS:
             raise ValueError(f'stages: op={stage.op!r} in {tuple(row)} must be one of {", ".join(OPS)}.')
+        if stage.skip not in SKIPS:
+            raise ValueError(f'stages: skip={stage.skip!r} in {tuple(row)} must be one of {", ".join(map(repr, SKIPS))}.')
         if min(stage.repeats, stage.kernel, stage.stride, stage.expand, stage.filters) < 1 or stage.kernel % 2 == 0 or stage.stride > 2:
             raise ValueError(f'stages: {tuple(row)} must have positive numbers, an odd kernel and a stride of 1 or 2.')
         made.append(stage)

@@ -64,12 +64,16 @@ def _block(block: Block, side: int) -> list[Layer]:
         return rows
     if block.op == 'fused':
         return [_conv(name('expand'), 3, i, e, side), _conv(name('project'), 1, e, o, out_side)]
-    rows = [_conv(name('expand'), 1, i, e, side)] if e != i else []
-    rows.append(_conv(name('depthwise'), k, 1, e, out_side))
+    if block.op == 'conv':
+        rows = [_conv(name('conv'), k, i, o, out_side)]
+    else:
+        rows = [_conv(name('expand'), 1, i, e, side)] if e != i else []
+        rows.append(_conv(name('depthwise'), k, 1, e, out_side))
     if block.se_filters is not None:
         s = block.se_filters
         rows.append(Layer(name('se'), e * s + s + s * e + e, 2 * e * s, s + e))
-    rows.append(_conv(name('project'), 1, e, o, out_side))
+    if block.op != 'conv':
+        rows.append(_conv(name('project'), 1, e, o, out_side))
     return rows
 
 

@@ -49,6 +49,7 @@ def test_every_released_efficientnet_has_a_config():
         ({'stages': ((1, 3, 1, 1),)}, r'stages: \(1, 3, 1, 1\) must be repeats, kernel, stride, expand, filters'),
         ({'stages': ((1, 4, 1, 1, 16),)}, r'stages: \(1, 4, 1, 1, 16\) must have positive numbers, an odd kernel'),
         ({'stages': ((1, 3, 1, 1, 16, None, 'conv9'),)}, "op='conv9' in .* must be one of mbconv"),
+        ({'stages': ((1, 3, 1, 1, 16, None, 'conv', 'max'),)}, "skip='max' in .* must be one of True, False, 'pool'"),
         ({'eval_crop_padding': -4}, 'eval_crop_padding=-4 must be at least 0'),
     ],
 )

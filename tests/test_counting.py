@@ -61,6 +61,17 @@ def test_layers_are_named_in_order_and_counts_sum():
     assert sum(row.activations for row in rows) == pytest.approx(6.75e6, rel=0.01)
 
 
+def test_regular_convolutions_count_by_hand():
+    stages = (architectures.Stage(2, 5, 2, 1, 16, 0.25, 'conv', 'pool'),)
+    net = architectures.Architecture('net', stages, resolution=32, stem=8, head=None)
+    stem, classifier = 27 * 8 + 16, 16 * 10 + 10
+    first = 25 * 8 * 16 + 32 + (16 * 2 + 2 + 2 * 16 + 16)  # squeeze-excite of 8 / 4 filters on 16
+    second = 25 * 16 * 16 + 32 + (16 * 4 + 4 + 4 * 16 + 16)
+    macs = 256 * 27 * 8 + 64 * 25 * (8 * 16 + 16 * 16) + 2 * 16 * 2 + 2 * 16 * 4 + 160
+    assert counting.count(net, num_classes=10) == (stem + first + second + classifier, macs)
+    assert [block.residual for block in net.blocks()] == [False, 'pool']
+
+
 def test_unknown_name_lists_near_names():
     with pytest.raises(ValueError, match=r"model='efficientnet-b0' is not an architecture; near names: efficientnet_b0"):
         architectures.get('efficientnet-b0')

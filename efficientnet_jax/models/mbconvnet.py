@@ -120,6 +120,10 @@ class BlockModule(nn.Module):
             x = conv('expand', block.expand_filters)(x, train=train)
             x = conv('conv', block.expand_filters, block.kernel, block.stride)(x, train=train)
             x = conv('project', block.out_filters, activation=None)(x, train=train)
+        elif block.op == 'conv':
+            x = conv('conv', block.out_filters, block.kernel, block.stride)(x, train=train)
+            if block.se_filters is not None:
+                x = SqueezeExcite(block.se_filters, activation, self.dtype, name='se')(x)
         else:
             if block.expand_filters != block.in_filters:
                 x = conv('expand', block.expand_filters)(x, train=train)
@@ -132,7 +136,7 @@ class BlockModule(nn.Module):
         if train and self.drop_path > 0:
             keep = jax.random.bernoulli(self.make_rng('dropout'), 1 - self.drop_path, (x.shape[0], 1, 1, 1))
             x = x * (keep / (1 - self.drop_path)).astype(x.dtype)
-        x = x + shortcut
+        x = x + (nn.avg_pool(shortcut, (3, 3), padding='SAME', count_include_pad=False) if block.residual == 'pool' else shortcut)
         return ACTIVATIONS[activation](x) if block.op == 'bottleneck' else x
 
 

@@ -56,7 +56,7 @@ def modules(architecture: Architecture, num_classes: int = 1000) -> list[Module]
             elif part == 'depthwise':
                 conv(path, k, 1, e, 'depthwise')
             elif part == 'conv':
-                conv(path, k, e, e)
+                conv(path, k, i if block.op == 'conv' else e, e)
             elif part == 'se':
                 rows.append(Module(f'{path}/reduce', 'gate', (e, block.se_filters)))
                 rows.append(Module(f'{path}/expand', 'gate', (block.se_filters, e)))
@@ -77,6 +77,8 @@ def parts(block: Block) -> list[str]:
         return ['expand', 'conv', 'project'] + ['shortcut'] * projected
     if block.op == 'fused':
         return ['expand', 'project']
+    if block.op == 'conv':
+        return ['conv'] + ['se'] * (block.se_filters is not None)
     expand = ['expand'] * (block.expand_filters != block.in_filters)
     return [*expand, 'depthwise', *(['se'] * (block.se_filters is not None)), 'project']
 
@@ -157,6 +159,8 @@ def timm(architecture):
     """timm and geffnet. Blocks without an expansion are DepthwiseSeparableConv there, whose names count from conv_dw."""
     if any(block.op == 'bottleneck' for block in architecture.blocks()):
         return _resnet(architecture)
+    if any(block.op == 'conv' or block.residual == 'pool' for block in architecture.blocks()):
+        return None
     names = {'stem': 'conv_stem', 'stem/bn': 'bn1', 'head': 'conv_head', 'head/bn': 'bn2', 'classifier': 'classifier'}
     for block in architecture.blocks():
         stage, number = _stage_and_block(block)

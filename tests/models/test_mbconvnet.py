@@ -15,6 +15,12 @@ from efficientnet_jax.models import mbconvnet
 SMALL = Architecture(
     'small', (Stage(1, 3, 1, 1, 8), Stage(2, 5, 2, 3, 16), Stage(1, 3, 2, 2, 16, None, 'fused'), Stage(2, 3, 1, 2, 24)), stem=8, head=32
 )
+CONVS = Architecture(
+    'convs',
+    (Stage(2, 3, 1, 1, 8, 0.25, 'conv', 'pool'), Stage(2, 5, 2, 1, 16, None, 'conv', False), Stage(2, 3, 1, 2, 16, skip='pool')),
+    stem=8,
+    head=32,
+)
 
 
 def shapes(module, resolution):
@@ -33,6 +39,23 @@ def test_parameters_and_statistics_are_those_counted(name):
     variables = shapes(models.build(name), architecture.resolution)
     assert sum(x.size for x in jax.tree.leaves(variables['params'])) == counting.count(architecture)[0]
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
+
+
+def test_regular_convolutions_and_pooled_shortcuts():
+    module = models.build(CONVS, 5)
+    images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+    variables = jax.jit(module.init)(jax.random.key(0), images)
+    params = variables['params']
+    assert sum(x.size for x in jax.tree.leaves(params)) == counting.count(CONVS, num_classes=5)[0]
+    assert params['stage2_block1']['conv']['kernel'].shape == (5, 5, 8, 16) and set(params['stage1_block2']) == {'conv', 'se'}
+    ends = module.apply(variables, images, features=True)
+    x, y = np.asarray(ends['stage3_block1']), np.asarray(ends['stage3_block2'])  # [2, 4, 4, 16]
+    block = dataclasses.replace(CONVS.blocks()[-1], residual=False)
+    weights = {name: collection['stage3_block2'] for name, collection in variables.items()}
+    inside = mbconvnet.BlockModule(block, CONVS, 0.0).apply(weights, ends['stage3_block1'], False)
+    near = [(slice(max(0, i - 1), i + 2), slice(max(0, j - 1), j + 2)) for i in range(4) for j in range(4)]
+    pooled = np.stack([x[:, rows, columns].mean((1, 2)) for rows, columns in near], 1).reshape(x.shape)
+    np.testing.assert_allclose(y - inside, pooled, rtol=1e-4, atol=1e-5)
 
 
 def test_parameter_tree_reads_like_the_architecture():
