@@ -5,7 +5,7 @@ import pathlib
 
 LAYERS = {
     0: ('architectures', 'counting', 'scaling'),
-    1: ('models', 'data'),
+    1: ('models', 'data', 'jaxpr_count'),
     2: ('allocator', 'hosts', 'mesh', 'losses', 'optim', 'state', 'step', 'checkpoint', 'report', 'plots', 'experiment', 'augment_device'),
     3: ('weights', 'train', 'evaluate', 'predict', 'storages', 'trials', 'study'),
 }
