@@ -85,6 +85,7 @@ def preprocess(architecture: Architecture, naming: str, file: File) -> Preproces
     if naming == 'timm' and architecture.padding == 'symmetric':
         resolution, crop = TIMM_TEST.get(architecture.name, (architecture.resolution, 0.875))
         return Preprocess(resolution, crop, 'bicubic', **IMAGENET)
+    # Lite and EdgeTPU too: their training was bicubic, whatever was meant (ImageNetInput does not pass resize_method on), and timm evaluates them so.
     official = Preprocess(architecture.resolution, 32, 'bicubic', **_official(architecture, naming, file.hints))
     return dataclasses.replace(official, **_keras(file)) if naming == 'keras' else official
 
