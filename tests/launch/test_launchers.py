@@ -207,6 +207,29 @@ def test_jobset_is_one_slice_whose_numbers_agree():
     assert (ROOT / config).is_file()
 
 
+def kept(document, read):
+    """Whether all of a document is in what was read of it; defaults may have been added."""
+    if isinstance(document, dict):
+        return all(key in read and kept(value, read[key]) for key, value in document.items())
+    if isinstance(document, list):
+        return len(document) == len(read) and all(map(kept, document, read))
+    return document == read
+
+
+def test_gke_manifests_fit_their_schemas():
+    """Read into the classes that are generated from the schemas and written back, nothing is lost: no unknown or misplaced field."""
+    api = pytest.importorskip('kubeflow_trainer_api.models', reason='pip install kubeflow-trainer-api to check against the schemas')
+    classes = (api.JobsetV1alpha2JobSet, api.IoK8sApiCoreV1PersistentVolumeClaim)
+    for document, of_schema in zip(documents('gke/jobset.yaml'), classes, strict=True):
+        assert kept(document, of_schema.from_dict(document).to_dict())
+    jobset = documents('gke/jobset.yaml')[0]
+    jobset['spec']['replicatedJobs'][0]['template']['spec']['parallelims'] = 64
+    assert not kept(jobset, classes[0].from_dict(jobset).to_dict())
+    jobset['spec']['failurePolicy']['maxRestarts'] = 'many'
+    with pytest.raises(ValueError, match='maxRestarts'):
+        classes[0].from_dict(jobset)
+
+
 def test_skypilot_task_names_what_is_there():
     (task,) = documents('skypilot.yaml')
     assert set(task) == {'name', 'workdir', 'resources', 'envs', 'setup', 'run'}
