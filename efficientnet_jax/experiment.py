@@ -104,6 +104,7 @@ def experiment(config, num_classes: int, train_examples: int, devices=None, star
         remat=config.remat,
         classifier_init_scale=config.classifier_init_scale,
         freeze_batch_norm=config.freeze_batch_norm,
+        data_shards=device_mesh.shape['data'],
     )
     return Experiment(
         module=module,

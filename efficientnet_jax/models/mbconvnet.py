@@ -47,6 +47,7 @@ class ConvBN(nn.Module):
     group: int | None = None
     dtype: Any = jnp.float32
     freeze_batch_norm: bool = False
+    data_shards: int | None = None
 
     @nn.compact
     def __call__(self, x, *, train: bool):
@@ -55,7 +56,9 @@ class ConvBN(nn.Module):
         kernel = self.param('kernel', depthwise_init if self.depthwise else conv_init, shape).astype(self.dtype)
         x = x.astype(self.dtype)
         if self.depthwise:
-            x = depthwise_conv(x, kernel, stride=self.stride, padding=self.architecture.padding)
+            known = self.data_shards is not None and isinstance(x.shape[0], int)  # a symbolic batch, for export, is not
+            images_per_chip = x.shape[0] / self.data_shards if known else None
+            x = depthwise_conv(x, kernel, stride=self.stride, padding=self.architecture.padding, images_per_chip=images_per_chip)
         elif k == 1 and self.stride == 1:
             x = pointwise_conv(x, kernel)
         else:
@@ -101,14 +104,15 @@ class BlockModule(nn.Module):
     group: int | None = None
     dtype: Any = jnp.float32
     freeze_batch_norm: bool = False
+    data_shards: int | None = None
 
     @nn.compact
     def __call__(self, x, train: bool):
         block, activation = self.block, self.architecture.activation
 
         def conv(name, filters, kernel=1, stride=1, activation=activation, depthwise=False):
-            frozen = self.freeze_batch_norm
-            return ConvBN(filters, kernel, stride, self.architecture, activation, depthwise, self.group, self.dtype, frozen, name=name)
+            settings = (self.group, self.dtype, self.freeze_batch_norm, self.data_shards)
+            return ConvBN(filters, kernel, stride, self.architecture, activation, depthwise, *settings, name=name)
 
         shortcut = x
         if block.op == 'fused':
@@ -151,6 +155,7 @@ class MBConvNet(nn.Module):
       remat: recompute each block's inside in the backward pass; only block inputs are kept.
       classifier_init_scale: times the published initial range of the classifier, 1/sqrt(num_classes).
       freeze_batch_norm: training normalises with the running statistics and leaves them as they are.
+      data_shards: chips that divide the batch, for the choice of formulations; None: unknown. The function is the same.
     """
 
     architecture: Architecture
@@ -160,6 +165,7 @@ class MBConvNet(nn.Module):
     remat: bool = False
     classifier_init_scale: float = 1.0
     freeze_batch_norm: bool = False
+    data_shards: int | None = None
 
     @nn.compact
     def __call__(self, images, *, train: bool = False, features: bool = False):
@@ -173,11 +179,11 @@ class MBConvNet(nn.Module):
             raise ValueError(f'images has shape {images.shape}; it must be [N, H, W, 3], normalised, channels last.')
         a = self.architecture
         block_module = nn.remat(BlockModule, static_argnums=(2,)) if self.remat else BlockModule
+        settings = (self.batch_norm_group, self.dtype, self.freeze_batch_norm, self.data_shards)
         ends = {}
 
         def conv(name, filters, kernel, stride):
-            group, frozen = self.batch_norm_group, self.freeze_batch_norm
-            return ConvBN(filters, kernel, stride, a, a.activation, False, group, self.dtype, frozen, name=name)
+            return ConvBN(filters, kernel, stride, a, a.activation, False, *settings, name=name)
 
         x = ends['stem'] = conv('stem', a.stem_filters, a.stem_kernel, 2)(images.astype(self.dtype), train=train)
         reductions = 0
@@ -188,8 +194,7 @@ class MBConvNet(nn.Module):
         blocks = a.blocks()
         for i, block in enumerate(blocks):
             rate = a.drop_path * i / len(blocks)
-            block_of = block_module(block, a, rate, self.batch_norm_group, self.dtype, self.freeze_batch_norm, name=block.name)
-            x = block_of(x, train)
+            x = block_module(block, a, rate, *settings, name=block.name)(x, train)
             ends[block.name] = x
             if i + 1 == len(blocks) or blocks[i + 1].stride > 1:
                 reductions += 1

@@ -114,7 +114,7 @@ def test_equals_the_stock_formulation(small, monkeypatch):
 
     own = jax.jit(jax.grad(loss, has_aux=True))(variables['params'])
 
-    def conv(x, kernel, *, stride=1, padding='same'):
+    def conv(x, kernel, *, stride=1, padding='same', images_per_chip=None):
         groups = x.shape[-1] // kernel.shape[2]
         return jax.lax.conv_general_dilated(
             x, kernel, (stride, stride), 'SAME', feature_group_count=groups, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
@@ -143,6 +143,16 @@ def test_equals_the_stock_formulation(small, monkeypatch):
     norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(stock[0])))
     for a, b in zip(jax.tree.leaves(own[0]), jax.tree.leaves(stock[0]), strict=True):
         assert float(jnp.abs(a - b).max()) < 1e-4 * norm
+
+
+def test_data_shards_reach_the_depthwise_convolutions(small):
+    """128 images on each of 2 chips: a program lowered for TPU has groups of 8 channels; else single channels."""
+    module, variables = small
+    images = jax.ShapeDtypeStruct((256, 33, 33, 3), jnp.float32)
+    for data_shards, groups in ((None, 24), (2, 3), (4, 24)):
+        apply = jax.jit(dataclasses.replace(module, data_shards=data_shards).apply)
+        text = apply.trace(variables, images).lower(lowering_platforms=('tpu',)).as_text()
+        assert f'feature_group_count = {groups} ' in text
 
 
 def test_drop_path_is_per_sample_and_off_in_evaluation(small):
