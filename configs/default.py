@@ -103,4 +103,14 @@ def get_config() -> ConfigDict:
     config.mesh.spatial = 1  # devices that split image height
     config.mesh.shard_state = False  # split optimiser state and moving average over mesh.data: less memory, for L2
 
+    # Export (--mode=export), see efficientnet_jax/export.py.
+    config.export = ConfigDict()
+    config.export.formats = ('stablehlo', 'savedmodel')  # some of 'stablehlo', 'savedmodel', 'tflite', 'tflite_int8' (Lite models)
+    config.export.pixels = False  # True: uint8 pixels in and probabilities out, normalisation inside; False: normalised in, logits out
+    config.export.images = placeholder(str)  # folder of image files to compare and calibrate with; None: eval_split and train_split
+    config.export.check_images = 64  # on which each file is compared with the live network
+    config.export.calibration_images = 200  # for the ranges of int8 activations (the TFLite guide asks for 100 to 500)
+    config.export.tolerance = 1e-4  # largest difference allowed of float formats, as a part of the largest output
+    config.export.int8_same_top1 = 0.9  # share of images for which int8 must have the live network's top-1
+
     return config.lock()

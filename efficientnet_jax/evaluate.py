@@ -63,6 +63,16 @@ def evaluate(config, workdir: str) -> dict:
     return result
 
 
+def restore_best(config, workdir: str | None) -> tuple[Experiment, TrainState, int, tuple[str, ...]]:
+    """As `restore` with the best checkpoint and the number of classes that the weights have; also the names of the classes."""
+    start = starting(config, workdir)
+    source = None if start is not None else sources.open_source(config.dataset, config.eval_split, config.data_dir)
+    num_classes = source.num_classes if start is None else start.num_classes
+    names = (source if start is None else start).class_names or tuple(str(i) for i in range(num_classes))
+    exp, state, step = restore(config, workdir, num_classes, best=True, start=start)
+    return exp, state, step, names
+
+
 def restore(
     config, workdir: str | None, num_classes: int, best: bool = False, start: Start | None = None
 ) -> tuple[Experiment, TrainState, int]:

@@ -9,10 +9,8 @@ import os
 import jax
 import numpy as np
 
-from efficientnet_jax.data import sources
 from efficientnet_jax.data.folder import IMAGE_SUFFIXES
-from efficientnet_jax.evaluate import restore
-from efficientnet_jax.weights.start import start as starting
+from efficientnet_jax.evaluate import restore_best
 
 BATCH = 32  # images run at once: a folder of any size fits in memory
 
@@ -34,11 +32,7 @@ def predict(
         if file is not None and not os.path.isdir(os.path.dirname(os.path.abspath(file))):
             raise ValueError(f'{flag}={file!r} must be in a folder that is there; make {os.path.dirname(file)} first.')
     paths = find(images)
-    start = starting(config, workdir)
-    source = None if start is not None else sources.open_source(config.dataset, config.eval_split, config.data_dir)
-    num_classes = source.num_classes if start is None else start.num_classes
-    names = (source if start is None else start).class_names or [str(i) for i in range(num_classes)]
-    exp, state, step = restore(config, workdir, num_classes, best=True, start=start)
+    exp, state, step, names = restore_best(config, workdir)
     ends = run(exp.module, state.variables(ema=state.ema is not None), exp.preprocess, paths)
     predictions = []
     for path, row in zip(paths, np.asarray(jax.nn.softmax(ends['logits'])), strict=True):

@@ -7,7 +7,7 @@ LAYERS = {
     0: ('architectures', 'counting', 'scaling'),
     1: ('models', 'data', 'jaxpr_count'),
     2: ('allocator', 'hosts', 'mesh', 'losses', 'optim', 'state', 'step', 'checkpoint', 'report', 'plots', 'experiment', 'augment_device'),
-    3: ('weights', 'train', 'evaluate', 'predict', 'search', 'storages', 'trials', 'study'),
+    3: ('weights', 'train', 'evaluate', 'predict', 'export', 'export_tflite', 'search', 'storages', 'trials', 'study'),
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
 PACKAGE = pathlib.Path(__file__).parents[1] / 'efficientnet_jax'
