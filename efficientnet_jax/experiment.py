@@ -4,6 +4,7 @@ before the first compile."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from efficientnet_jax import architectures, mesh, models, optim, scaling
 from efficientnet_jax.data.policies import Augment
 from efficientnet_jax.data.preprocess import NORMALISATIONS, Preprocess
 from efficientnet_jax.state import TrainState, init_state
-from efficientnet_jax.step import Recipe
+from efficientnet_jax.step import Recipe, train_step
 
 DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
 
@@ -57,6 +58,11 @@ class Experiment(NamedTuple):
         return shardings.replace(
             opt_state=mesh.split_over_data(self.mesh, shapes.opt_state), ema=mesh.split_over_data(self.mesh, shapes.ema)
         )
+
+    def jit_train_step(self):
+        """The update (state, batch) -> (state, metrics) that train runs and plan compiles. The state given is donated: its buffers are reused."""
+        step = functools.partial(train_step, self.module, self.optimizer, self.recipe)
+        return jax.jit(step, donate_argnums=0, out_shardings=(self.state_shardings(), mesh.replicated(self.mesh)))
 
     def _init(self, variables=None) -> TrainState:
         ema = self.recipe.ema_decay is not None

@@ -71,7 +71,8 @@ def train_step(module, optimizer: optax.GradientTransformation, recipe: Recipe, 
     gradients before weight decay.
     """
     key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
-    images = train_inputs(recipe, batch, key)
+    with jax.named_scope('inputs'):  # the names of plan's table
+        images = train_inputs(recipe, batch, key)
 
     def loss_fn(params):
         if recipe.frozen:
@@ -82,13 +83,13 @@ def train_step(module, optimizer: optax.GradientTransformation, recipe: Recipe, 
         return jnp.mean(losses), (logits, updated['batch_stats'], jnp.sum(losses))
 
     grads, (logits, batch_stats, loss_sum) = jax.grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    step = state.step + 1
-    ema = state.ema
-    if recipe.ema_decay is not None:
-        # (1 - decay) * new + decay * old, over weights and batch statistics alike: only both together evaluate well.
-        ema = optax.incremental_update({'params': params, 'batch_stats': batch_stats}, ema, 1 - ema_decay(recipe.ema_decay, step))
+    step, ema = state.step + 1, state.ema
+    with jax.named_scope('optimizer'):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        if recipe.ema_decay is not None:
+            # (1 - decay) * new + decay * old, over weights and batch statistics alike: only both together evaluate well.
+            ema = optax.incremental_update({'params': params, 'batch_stats': batch_stats}, ema, 1 - ema_decay(recipe.ema_decay, step))
     metrics = metric_sums(logits, batch['label']) | {'loss': loss_sum, 'grad_norm': optax.tree.norm(grads)}
     return TrainState(step=step, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema), metrics
 

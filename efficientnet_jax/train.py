@@ -21,7 +21,7 @@ from efficientnet_jax.evaluate import evaluate_state
 from efficientnet_jax.experiment import as_dict, experiment
 from efficientnet_jax.mesh import put, replicated
 from efficientnet_jax.plots import contact_sheet, draw_curves
-from efficientnet_jax.step import eval_step, seen_pixels, train_step
+from efficientnet_jax.step import eval_step, seen_pixels
 from efficientnet_jax.weights.start import start as starting
 from efficientnet_jax.weights.workdir import write_description
 
@@ -67,8 +67,7 @@ def train(config, workdir: str) -> dict:
         else:
             progress.say(f'Resuming {workdir} at step {first_step} of {total_steps}.')
 
-        shardings = (exp.state_shardings(), replicated(exp.mesh))
-        step_fn = jax.jit(functools.partial(train_step, exp.module, exp.optimizer, exp.recipe), donate_argnums=0, out_shardings=shardings)
+        step_fn = exp.jit_train_step()
         eval_fn = jax.jit(functools.partial(eval_step, exp.module, exp.recipe), out_shardings=replicated(exp.mesh))
         rate = exp.learning_rate
 

@@ -6,8 +6,23 @@ import pathlib
 LAYERS = {
     0: ('architectures', 'counting', 'scaling'),
     1: ('models', 'data', 'jaxpr_count'),
-    2: ('allocator', 'hosts', 'mesh', 'losses', 'optim', 'state', 'step', 'checkpoint', 'report', 'plots', 'experiment', 'augment_device'),
-    3: ('weights', 'train', 'evaluate', 'predict', 'export', 'export_tflite', 'search', 'storages', 'trials', 'study'),
+    2: (
+        'allocator',
+        'hosts',
+        'mesh',
+        'losses',
+        'optim',
+        'state',
+        'step',
+        'checkpoint',
+        'report',
+        'plots',
+        'experiment',
+        'augment_device',
+        'hlo_cost',
+        'aot',
+    ),
+    3: ('weights', 'train', 'evaluate', 'predict', 'export', 'export_tflite', 'plan', 'search', 'storages', 'trials', 'study'),
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
 PACKAGE = pathlib.Path(__file__).parents[1] / 'efficientnet_jax'
