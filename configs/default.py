@@ -113,4 +113,35 @@ def get_config() -> ConfigDict:
     config.export.tolerance = 1e-4  # largest difference allowed of float formats, as a part of the largest output
     config.export.int8_same_top1 = 0.9  # share of images for which int8 must have the live network's top-1
 
+    # Scaling studies (--mode=study, configs/study.py), see efficientnet_jax/study/. Their base is the network that this config says.
+    config.study = ConfigDict()
+    config.study.kind = 'table2'  # table2, table3, table7, fig3, fig4, fig8, grid, plan, cam or latency
+    config.study.train = False  # train every point with the recipe of this config
+    config.study.seeds = 1  # runs of each network, with seed, seed + 1, ...
+    config.study.storage = placeholder(str)  # journal:PATH, sqlite:///PATH or postgresql://...; None: a journal in the workdir
+    config.study.name = placeholder(str)  # of the Optuna study in the storage; None: the kind
+    config.study.lease_seconds = 60.0  # after which a silent worker's run is given to another
+    config.study.retry = False  # try failed runs again
+    config.study.xla_flops = False  # add XLA's own count of operations; seconds a network
+    config.study.cycles = False  # add estimated TPU cycles and HBM (efficientnet_jax/aot.py); minutes a network
+    config.study.chip = 'v5e:1x1'  # for which they are estimated
+    config.study.cycles_batch = 128  # images in the estimated step
+    config.study.cycles_train = False  # True: of an update; False: of evaluation
+    config.study.highest = 1.4  # grid: of alpha, beta and gamma, from 1
+    config.study.step = 0.05  # grid: between neighbours
+    config.study.ratio = 2.0  # grid: alpha * beta^2 * gamma^2, or the cost over the base's (arXiv 1905.11946, equation 3)
+    config.study.tolerance = 0.1  # grid: of the ratio, both sides
+    config.study.constraint = 'nominal'  # grid: what has the ratio: 'nominal' (the product), 'macs' or 'cycles' (of the real network)
+    config.study.depth_rounding = 'ceil'  # grid: 'ceil' as released, or 'round'
+    config.study.resolution_multiple = 8  # grid, plan: pixels are rounded to multiples of it
+    # plan: 'macs:4e8,1.8e9', or params:, activations:, cycles:; None: 2, 4, ... 64 times the base's macs
+    config.study.target = placeholder(str)
+    config.study.methods = ('depth', 'width', 'resolution', 'compound', 'fast', 'lacs')  # plan
+    config.study.max_resolution = placeholder(int)  # plan: pixels; EfficientNetV2 trains with at most 480 (arXiv 2104.00298, section 4)
+    config.study.late_stages = placeholder(int)  # plan: put extra depth into the last so many stages alone (likewise); None: into all
+    config.study.images = placeholder(str)  # cam: files or folders, separated by commas
+    config.study.checkpoints = placeholder(str)  # cam: workdirs or weight files, separated by commas; None: init_from
+    config.study.models = (*(f'efficientnet_b{i}' for i in range(8)), 'mobilenet_v1', 'mobilenet_v2', 'resnet50')  # latency
+    config.study.runs = 20  # latency: timed runs of which the mean is taken (table 4)
+
     return config.lock()

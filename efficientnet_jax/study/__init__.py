@@ -1,0 +1,5 @@
+"""Scaling studies: the paper's tables and figures, grids, methods, class activation maps and latency. main.py --mode=study."""
+
+from efficientnet_jax.study.run import study
+
+__all__ = ['study']
