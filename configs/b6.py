@@ -12,6 +12,6 @@ from configs import default
 def get_config():
     config = default.get_config()
     config.model = 'efficientnet_b6'
-    config.remat = True
+    config.remat = 'blocks'
     config.augment.policy = 'autoaugment'
     return config

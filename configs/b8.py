@@ -12,7 +12,7 @@ from configs import default
 def get_config():
     config = default.get_config()
     config.model = 'efficientnet_b8'
-    config.remat = True
+    config.remat = 'blocks'
     config.augment.policy = 'randaugment'
     config.augment.magnitude = 28.0
     return config

@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     config.bn_momentum = placeholder(float)  # of the running statistics; None: the model's own (0.99, made for >10k steps)
     config.batch_norm_group = placeholder(int)  # images that share batch statistics; None: the global batch
     config.dtype = 'bfloat16'  # of activations, 'bfloat16' or 'float32'; parameters, statistics and logits are float32
-    config.remat = False  # recompute block insides in the backward pass: less memory, about a third more time
+    config.remat = placeholder(str)  # recompute in the backward pass: 'activations' (of blocks, not their convolutions) or 'blocks'; None: nothing
     config.classifier_init_scale = 1.0  # times the published initial range 1/sqrt(classes); 0 (zeros) learns sooner with few classes
     config.init_from = placeholder(str)  # weights to begin with: a file, a workdir, hf_hub:OWNER/NAME (weights.load); None: random
     config.init_padding = placeholder(str)  # 'same' or 'symmetric' for timm files that do not tell; None: what the weights say
@@ -143,5 +143,10 @@ def get_config() -> ConfigDict:
     config.study.checkpoints = placeholder(str)  # cam: workdirs or weight files, separated by commas; None: init_from
     config.study.models = (*(f'efficientnet_b{i}' for i in range(8)), 'mobilenet_v1', 'mobilenet_v2', 'resnet50')  # latency
     config.study.runs = 20  # latency: timed runs of which the mean is taken (table 4)
+
+    # A supernet of candidates, see efficientnet_jax/search/supernet.py.
+    config.supernet = ConfigDict()
+    config.supernet.largest_share = 0.0  # part of the steps that train the largest candidate; the others draw one uniformly
+    config.supernet.calibration_batches = 4  # training batches that give a candidate its batch statistics before it is evaluated
 
     return config.lock()

@@ -13,6 +13,6 @@ def get_config():
     config = default.get_config()
     config.model = 'efficientnet_l2'
     config.batch_size = 2048
-    config.remat = True
+    config.remat = 'blocks'
     config.mesh.shard_state = True
     return config

@@ -159,6 +159,8 @@ def check(config) -> None:
         'schedule': optim.SCHEDULES,
         'normalisation': tuple(NORMALISATIONS),
     }
+    if config.remat is not None:
+        choices['remat'] = tuple(models.REMAT)
     for knob, allowed in choices.items():
         if config[knob] not in allowed:
             raise ValueError(f'{knob}={config[knob]!r} must be one of {", ".join(allowed)}.')

@@ -7,9 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from efficientnet_jax import architectures
-from efficientnet_jax.models.mbconvnet import MBConvNet
+from efficientnet_jax.models.mbconvnet import REMAT, MBConvNet
 
-__all__ = ['MBConvNet', 'build']
+__all__ = ['REMAT', 'MBConvNet', 'build']
 
 
 def build(

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 ACTIVATIONS = {'swish': jax.nn.silu, 'relu': jax.nn.relu, 'relu6': jax.nn.relu6, None: lambda x: x}
 
@@ -92,6 +93,8 @@ def _normalise_fwd(x, scale, bias, epsilon, activation, dtype):
     x32 = x.astype(jnp.float32)
     mean = x32.mean(axes)
     var = jnp.maximum(jnp.square(x32).mean(axes) - jnp.square(mean), 0.0)
+    # Rematerialisation keeps them: they are small, and to take them again costs a pass over x and two all-reduces.
+    mean, var = checkpoint_name(mean, 'statistics'), checkpoint_name(var, 'statistics')
     factor = scale[None] * lax.rsqrt(var + epsilon)
     z = x32 * _last(factor, x) + _last(bias[None] - mean * factor, x)
     return (ACTIVATIONS[activation](z).astype(dtype), mean, var), (x, mean, var, scale, bias)

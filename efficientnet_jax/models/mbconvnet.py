@@ -12,11 +12,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from efficientnet_jax.architectures import Architecture, Block
 from efficientnet_jax.models.batch_norm import ACTIVATIONS, BatchNorm
 from efficientnet_jax.models.depthwise import depthwise_conv
 from efficientnet_jax.models.pointwise import pointwise_conv
+
+# What of a block is kept from the forward pass, beside its input, and so not recomputed in the backward pass.
+REMAT = {
+    'activations': jax.checkpoint_policies.save_only_these_names('statistics', 'convolution'),  # recomputes what is elementwise
+    'blocks': jax.checkpoint_policies.save_only_these_names('statistics'),  # recomputes all of it
+}
 
 # Untruncated normal with variance 2 / (k * k * out), the reference's conv_kernel_initializer.
 conv_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -63,6 +70,7 @@ class ConvBN(nn.Module):
             x = pointwise_conv(x, kernel)
         else:
             x = dense_conv(x, kernel, stride=self.stride, padding=self.architecture.padding)
+        x = checkpoint_name(x, 'convolution')
         return BatchNorm(
             momentum=self.architecture.bn_momentum,
             epsilon=self.architecture.bn_epsilon,
@@ -152,7 +160,7 @@ class MBConvNet(nn.Module):
       num_classes: width of the classifier.
       dtype: compute dtype; parameters and batch statistics are float32 whatever it is, and so are the logits.
       batch_norm_group: images that share batch-norm statistics in training; None is the whole global batch.
-      remat: recompute each block's inside in the backward pass; only block inputs are kept.
+      remat: a key of REMAT, what the backward pass recomputes of each block; None: nothing.
       classifier_init_scale: times the published initial range of the classifier, 1/sqrt(num_classes).
       freeze_batch_norm: training normalises with the running statistics and leaves them as they are.
       data_shards: chips that divide the batch, for the choice of formulations; None: unknown. The function is the same.
@@ -162,7 +170,7 @@ class MBConvNet(nn.Module):
     num_classes: int = 1000
     dtype: Any = jnp.float32
     batch_norm_group: int | None = None
-    remat: bool = False
+    remat: str | None = None
     classifier_init_scale: float = 1.0
     freeze_batch_norm: bool = False
     data_shards: int | None = None
@@ -178,7 +186,7 @@ class MBConvNet(nn.Module):
         if images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f'images has shape {images.shape}; it must be [N, H, W, 3], normalised, channels last.')
         a = self.architecture
-        block_module = nn.remat(BlockModule, static_argnums=(2,)) if self.remat else BlockModule
+        block_module = BlockModule if self.remat is None else nn.remat(BlockModule, static_argnums=(2,), policy=REMAT[self.remat])
         settings = (self.batch_norm_group, self.dtype, self.freeze_batch_norm, self.data_shards)
         ends = {}
 
