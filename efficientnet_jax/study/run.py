@@ -101,7 +101,7 @@ def points_of(config, cost: costs.Costs) -> tuple[list[Point], dict[str, Any], l
 
 
 def plan(config, cost: costs.Costs) -> tuple[list[Point], dict[str, Any], list[str]]:
-    """Each method at each target, and the base. A method that cannot reach a target is named in a note; if none can, ValueError."""
+    """Each method at each target, and the base. A method that cannot reach a target, or misses it by 5 %, is named in a note; if none reaches any, ValueError."""
     knobs, base = config.study, base_of(config)
     measure, targets = 'macs', tuple(factor * cost.measure('macs')(base) for factor in PLAN_FACTORS)
     if knobs.target is not None:
@@ -112,9 +112,14 @@ def plan(config, cost: costs.Costs) -> tuple[list[Point], dict[str, Any], list[s
         points.append(Point(base, method, 'base'))
         for target in targets:
             try:
-                points.append(methods.solve(base, method, target, cost.measure(measure), options, cost.most(measure)))
+                point = methods.solve(base, method, target, cost.measure(measure), options, cost.most(measure))
             except ValueError as error:
                 notes.append(str(error))
+                continue
+            points.append(point)
+            off = cost.measure(measure)(point.architecture) / target - 1
+            if abs(off) > 0.05:
+                notes.append(f'The network of {method} nearest to {measure} {target:.4g} after rounding is {off:+.0%} off: {point.label}.')
     if len(points) == len(knobs.methods):
         raise ValueError(notes[0])
     return points, {'measure': measure, 'targets': list(targets)}, notes
