@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 # Module with the function (config, workdir) of the mode's name, imported when it is asked for.
-MODES = {'train': 'train', 'evaluate': 'evaluate', 'predict': 'predict', 'study': 'study', 'export': 'export'}
+MODES = {'train': 'train', 'evaluate': 'evaluate', 'predict': 'predict', 'plan': 'plan', 'export': 'export', 'study': 'study'}
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Path of a config, for example configs/b7.py; --config.KNOB=VALUE overrides.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for checkpoints, metrics and results.')
@@ -40,6 +40,8 @@ def predict(config, workdir, files):
 def main(argv):
     logging.set_verbosity(logging.WARNING)
     config, workdir, mode = _CONFIG.value, _WORKDIR.value, _MODE.value
+    if mode == 'plan':
+        os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # the TPU is elsewhere; one that is here may be at work
 
     from efficientnet_jax import allocator, hosts
 
@@ -48,7 +50,8 @@ def main(argv):
             allocator.keep_freed_memory()
         if workdir is None and mode != 'predict':
             raise ValueError(f'mode={mode} needs --workdir=DIR; only predict with --config.init_from goes without.')
-        hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _LOST_AFTER.value)
+        if mode != 'plan':  # which needs no other host
+            hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _LOST_AFTER.value)
         if mode == 'predict':
             predict(config, workdir, argv[1:])
         else:

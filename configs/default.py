@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     config.bn_momentum = placeholder(float)  # of the running statistics; None: the model's own (0.99, made for >10k steps)
     config.batch_norm_group = placeholder(int)  # images that share batch statistics; None: the global batch
     config.dtype = 'bfloat16'  # of activations, 'bfloat16' or 'float32'; parameters, statistics and logits are float32
-    config.remat = placeholder(str)  # recompute in the backward pass: 'activations' (of blocks, not their convolutions) or 'blocks'; None: nothing
+    config.remat = placeholder(str)  # recomputed in the backward pass: 'activations' (not convolutions) or whole 'blocks'; None: nothing
     config.classifier_init_scale = 1.0  # times the published initial range 1/sqrt(classes); 0 (zeros) learns sooner with few classes
     config.init_from = placeholder(str)  # weights to begin with: a file, a workdir, hf_hub:OWNER/NAME (weights.load); None: random
     config.init_padding = placeholder(str)  # 'same' or 'symmetric' for timm files that do not tell; None: what the weights say
@@ -148,5 +148,14 @@ def get_config() -> ConfigDict:
     config.supernet = ConfigDict()
     config.supernet.largest_share = 0.0  # part of the steps that train the largest candidate; the others draw one uniformly
     config.supernet.calibration_batches = 4  # training batches that give a candidate its batch statistics before it is evaluated
+
+    # Plan: the train step compiled for a TPU slice that is not there, see efficientnet_jax/plan.py.
+    config.plan = ConfigDict()
+    config.plan.topology = 'v5e:2x2'  # generation and shape in chips: v2, v3, v5e, v6e with two axes, v4 and v5p with three
+    config.plan.search = False  # plan the largest batch that fits in place of batch_size
+    config.plan.compiles = 6  # at most so many for the search; one takes from a minute (B0) to ten (B7) of a core
+    config.plan.remats = False  # also compile with every other remat, and advise
+    config.plan.classes = placeholder(int)  # None: the data set's where it is prepared, else ImageNet's 1000
+    config.plan.examples = placeholder(int)  # training images; None: likewise, else ImageNet's 1,281,167
 
     return config.lock()
