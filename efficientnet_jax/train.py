@@ -32,9 +32,10 @@ class NotFinite(FloatingPointError):
     """The loss or the gradients are NaN or infinite."""
 
 
-def train(config, workdir: str) -> dict:
+def train(config, workdir: str, build=experiment, evaluate=evaluate_state) -> dict:
     """Trains, evaluates on schedule and leaves config.json, metrics.jsonl, tensorboard/, augmented.png, checkpoints/, curves.png and result.json.
 
+    build and evaluate replace what makes the experiment and what scores a state, with the same arguments (search/supernet_train.py).
     Returns the content of result.json. Raises ValueError for a config that cannot work (before anything is compiled) or a workdir
     in use, NotFinite with the step and the last good checkpoint when the loss or gradients are NaN or Inf and config.nan_rollbacks
     does not help, OSError when the workdir cannot be written, hosts.Stopped when asked to stop (SIGTERM, preemption) and saved.
@@ -45,7 +46,7 @@ def train(config, workdir: str) -> dict:
         source = sources.CachedSource(source)
     eval_source = sources.open_source(config.dataset, config.eval_split, config.data_dir)
     start = starting(config, workdir, source.num_classes, new_head=True)
-    exp = experiment(config, source.num_classes, len(source), start=start)
+    exp = build(config, source.num_classes, len(source), start=start)
     settings = as_dict(config)
     # Whatever way a run ends, also in a notebook that lives on, others can have its workdir and SIGTERM again.
     with report.claim_workdir(workdir, settings), contextlib.closing(hosts.StopNotice()) as stop:
@@ -137,7 +138,7 @@ def train(config, workdir: str) -> dict:
                     )
                     window, since, batches.waited = [], now, 0.0
                 if evaluating:
-                    scores = evaluate_state(eval_fn, state, eval_source, exp, config.eval_batch_size, config.max_corrupt)
+                    scores = evaluate(eval_fn, state, eval_source, exp, config.eval_batch_size, config.max_corrupt)
                     for split, score in scores.items():
                         writer.write(step, split, **score)
                     progress.say(f'step {step}: ' + ', '.join(f'{split} top-1 {score["top1"]:.2%}' for split, score in scores.items()))
@@ -151,7 +152,7 @@ def train(config, workdir: str) -> dict:
             writer.close()
         checkpoints.close()
         if scores is None:  # everything was trained before, but the run ended before its result was written
-            scores = evaluate_state(eval_fn, state, eval_source, exp, config.eval_batch_size, config.max_corrupt)
+            scores = evaluate(eval_fn, state, eval_source, exp, config.eval_batch_size, config.max_corrupt)
 
         result = report.result(
             'train', settings, total_steps, scores, (total_steps - first_step) * config.batch_size, time.monotonic() - started

@@ -22,7 +22,7 @@ from efficientnet_jax.weights.workdir import write_description
 from examples import serve
 from tests import tiny  # noqa: F401 gives 'tiny' its row
 
-pytestmark = pytest.mark.filterwarnings('ignore::ResourceWarning', 'ignore::DeprecationWarning')
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings('ignore::ResourceWarning', 'ignore::DeprecationWarning')]
 RECIPE = Preprocess(16, 0.9, 'bilinear', **LITE)
 
 

@@ -25,12 +25,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from efficientnet_jax import models
 from efficientnet_jax.architectures import Architecture
 from efficientnet_jax.models.batch_norm import ACTIVATIONS, BatchNorm
 from efficientnet_jax.models.depthwise import depthwise_conv
-from efficientnet_jax.models.mbconvnet import conv_init, dense_conv, dense_init, depthwise_init
+from efficientnet_jax.models.mbconvnet import REMAT, conv_init, dense_conv, dense_init, depthwise_init
 from efficientnet_jax.models.pointwise import pointwise_conv
 from efficientnet_jax.search.active import Active, StageTable, active_blocks, draw, largest, tables
 from efficientnet_jax.search.space import Space
@@ -49,7 +50,7 @@ class Supernet(nn.Module):
     num_classes: int = 1000
     dtype: Any = jnp.float32
     batch_norm_group: int | None = None
-    remat: bool = False
+    remat: str | None = None
     classifier_init_scale: float = 1.0
     data_shards: int | None = None
     largest_share: float = 0.0
@@ -72,7 +73,7 @@ class Supernet(nn.Module):
             tokens = jnp.array(space.tokens(largest(space)), jnp.int32)
         blocks = active_blocks(space, tokens)
         settings = (a, self.batch_norm_group, self.dtype, self.data_shards)
-        block_module = nn.remat(SuperBlock, static_argnums=(3,)) if self.remat else SuperBlock
+        block_module = SuperBlock if self.remat is None else nn.remat(SuperBlock, static_argnums=(3,), policy=REMAT[self.remat])
 
         def conv(name, filters, kernel, stride):
             return MaskedConvBN(filters, kernel, stride, a.activation, False, *settings, name=name)
@@ -169,6 +170,7 @@ class MaskedConvBN(nn.Module):
             x = pointwise_conv(x, kernel)
         else:
             x = dense_conv(x, kernel, stride=self.stride, padding=self.architecture.padding)
+        x = checkpoint_name(x, 'convolution')
         x = BatchNorm(
             momentum=self.architecture.bn_momentum,
             epsilon=self.architecture.bn_epsilon,

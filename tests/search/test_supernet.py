@@ -117,6 +117,17 @@ def test_what_is_not_active_gets_no_gradient(net, number):
         assert np.any(gradient) or not np.any(taken_here)
 
 
+@pytest.mark.parametrize('remat', ['activations', 'blocks'])
+def test_rematerialisation_lowers(net, remat):
+    def loss(params):
+        variables = net.variables | {'params': params}
+        return net.module.clone(remat=remat).apply(variables, images(), tokens(largest(SPACE)), **TRAIN)[0].sum()
+
+    assert jax.tree.map(jnp.shape, jax.eval_shape(jax.grad(loss), net.variables['params'])) == jax.tree.map(
+        jnp.shape, net.variables['params']
+    )
+
+
 def test_one_compilation_for_all_candidates(net):
     logits = [net.evaluate(net.variables, images(), tokens(candidate)) for candidate in candidates()]
     assert len({float(x[0, 0]) for x in logits}) == len(logits)

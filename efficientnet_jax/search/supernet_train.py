@@ -1,0 +1,155 @@
+"""Training a supernet with the normal trainer, and the accuracy of its candidates.
+
+    space = supernet_train.scaled(spaces.get('efficientnet'), config)
+    state, exp = supernet_train.train_supernet(config, space, workdir)
+    top1 = supernet_train.Evaluator(exp, config).score(state.variables(ema=True), candidate)['top1']
+
+A training step draws its candidate from (config.seed, step), so a run that was killed goes on bit for bit as any other. What is
+evaluated is config.eval_split: set it to a part of the training set that train_split leaves out, never the test set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import os
+
+import jax
+import jax.numpy as jnp
+
+from efficientnet_jax import experiment as experiments
+from efficientnet_jax import hosts, report
+from efficientnet_jax.checkpoint import Checkpoints
+from efficientnet_jax.data import pipeline, sources
+from efficientnet_jax.experiment import Experiment
+from efficientnet_jax.mesh import put, replicated
+from efficientnet_jax.search.active import largest, smallest
+from efficientnet_jax.search.space import Candidate, Space
+from efficientnet_jax.search.supernet import Supernet
+from efficientnet_jax.state import TrainState
+from efficientnet_jax.step import Recipe, eval_step, train_inputs
+from efficientnet_jax.train import train
+
+
+def scaled(space: Space, config) -> Space:
+    """The space with stem, head, width, depth, dropout and so on of the config: its candidates are what config.stages=space.rows(c) trains."""
+    if config.stages is not None:
+        raise ValueError('stages must be None: the stages of a supernet are those of its space.')
+    resolution = experiments.preprocess_of(config).resolution
+    return dataclasses.replace(space, base=dataclasses.replace(experiments.architecture_of(config), resolution=resolution))
+
+
+def build(space: Space, config, num_classes: int, train_examples: int, devices=None, start=None) -> Experiment:
+    """As experiment.experiment, with the supernet of a `scaled` space as its module. start: not used, a workdir resumes from its checkpoints."""
+    if config.init_from is not None:
+        raise ValueError('init_from must be None: no published weights fit a supernet.')
+    share = config.supernet.largest_share
+    if not 0 <= share <= 1:
+        raise ValueError(f'supernet.largest_share={share} must be between 0 and 1.')
+    exp = experiments.experiment(config, num_classes, train_examples, devices)
+    same = ('num_classes', 'dtype', 'batch_norm_group', 'remat', 'classifier_init_scale', 'data_shards')
+    return exp._replace(module=Supernet(space, largest_share=share, **{name: getattr(exp.module, name) for name in same}))
+
+
+def train_supernet(config, space: Space, workdir: str) -> tuple[TrainState, Experiment]:
+    """Trains it in workdir as train.train does, or goes on; evaluates the largest ('eval') and smallest candidate, calibrated.
+
+    Raises ValueError, beside train's, where the workdir holds the supernet of another space.
+    """
+    identity = {'space': space.name, 'version': space.version, 'largest_share': config.supernet.largest_share}
+
+    def check():
+        os.makedirs(workdir, exist_ok=True)
+        path = os.path.join(workdir, 'supernet.json')
+        if os.path.exists(path) and report.read_json(path) != identity:
+            raise ValueError(f'workdir={workdir} holds the supernet {report.read_json(path)}, not {identity}; choose another --workdir.')
+        report.write_json(path, identity)
+
+    hosts.on_first(check)
+
+    @functools.cache
+    def evaluator(exp):
+        return Evaluator(exp, config)
+
+    def evaluate(_, state, __, exp, ___, ____):
+        variables = state.variables(ema=state.ema is not None)
+        ends = {'eval': largest(space), 'eval_smallest': smallest(space)}
+        return {split: evaluator(exp).score(variables, candidate) for split, candidate in ends.items()}
+
+    train(config, workdir, build=functools.partial(build, space), evaluate=evaluate)
+    source = sources.open_source(config.dataset, config.train_split, config.data_dir)
+    exp = build(space, config, source.num_classes, len(source))
+    checkpoints = Checkpoints(os.path.join(os.path.abspath(workdir), 'checkpoints'), read_only=True)
+    state, _, _ = checkpoints.restore_latest(exp.abstract_state())
+    checkpoints.close()
+    return state, exp
+
+
+class Evaluator:
+    """Accuracies of candidates on config.eval_split, whose images stay on the devices. Compiles once, at the first candidate."""
+
+    def __init__(self, exp: Experiment, config):
+        self.space: Space = exp.module.space
+        number = config.supernet.calibration_batches
+        if number < 1:
+            raise ValueError(f'supernet.calibration_batches={number} must be at least 1.')
+        self._calibration = [put(exp.mesh, batch) for batch in _train_batches(exp, config, number)]
+        source = sources.open_source(config.dataset, config.eval_split, config.data_dir)
+        batches = pipeline.eval_batches(
+            source, batch_size=config.eval_batch_size, preprocess=exp.preprocess, max_corrupt=config.max_corrupt,
+            process_index=jax.process_index(), process_count=jax.process_count(),
+        )  # fmt: skip
+        self._holdout = [put(exp.mesh, batch) for batch in batches]
+        everywhere = replicated(exp.mesh)
+        self.statistics = jax.jit(functools.partial(batch_statistics, exp.module, exp.recipe), out_shardings=everywhere)
+        self.evaluate = jax.jit(functools.partial(_evaluate, exp.module, exp.recipe), out_shardings=everywhere)
+
+    def score(self, variables, candidate: Candidate) -> dict[str, float]:
+        """{loss, top1, top5, count}: means over the split. variables: the supernet's; its running statistics are not used."""
+        tokens = jnp.array(self.space.tokens(candidate), jnp.int32)
+        variables = self.calibrated(variables, tokens)
+        parts = [jax.device_get(self.evaluate(variables, tokens, batch)) for batch in self._holdout]
+        total = {name: sum(float(part[name]) for part in parts) for name in parts[0]}
+        count = total.pop('count')
+        return {name: value / count for name, value in total.items()} | {'count': int(count)}
+
+    def calibrated(self, variables, tokens: jax.Array):
+        """variables with the candidate's own batch statistics: means over the first training batches."""
+        # Summed on the host: hundreds of small arrays would be hundreds of programs to dispatch.
+        parts = [jax.device_get(self.statistics(variables, tokens, batch)) for batch in self._calibration]
+        return {'params': variables['params'], 'batch_stats': jax.tree.map(lambda *x: sum(x) / len(x), *parts)}
+
+
+def _train_batches(exp: Experiment, config, number: int):
+    """The first batches of training, augmented as there."""
+    source = sources.open_source(config.dataset, config.train_split, config.data_dir)
+    stream = pipeline.train_batches(
+        source, batch_size=config.batch_size, resolution=exp.preprocess.resolution, seed=config.seed, augment=exp.augment,
+        interpolation=exp.preprocess.interpolation, max_corrupt=config.max_corrupt,
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )  # fmt: skip
+    try:
+        return list(itertools.islice(stream, number))
+    finally:
+        stream.close()
+
+
+def batch_statistics(supernet: Supernet, recipe: Recipe, variables, tokens: jax.Array, batch: dict[str, jax.Array]):
+    """batch_stats of one training batch alone, without dropout and drop path."""
+    base = dataclasses.replace(supernet.space.base, bn_momentum=0.0, dropout=0.0, drop_path=0.0)
+    quiet = supernet.clone(space=dataclasses.replace(supernet.space, base=base))
+    images = train_inputs(recipe, batch, jax.random.key(recipe.seed))
+    _, updated = quiet.apply(variables, images, tokens, train=True, mutable=['batch_stats'])
+    return updated['batch_stats']
+
+
+class _Fixed:
+    """A supernet that computes one candidate, where a module is wanted."""
+
+    def __init__(self, supernet: Supernet, tokens: jax.Array):
+        self.apply = lambda variables, images, train: supernet.apply(variables, images, tokens, train=train)
+
+
+def _evaluate(supernet: Supernet, recipe: Recipe, variables, tokens: jax.Array, batch: dict[str, jax.Array]):
+    return eval_step(_Fixed(supernet, tokens), recipe, variables, batch)
