@@ -44,7 +44,8 @@ class BatchNorm(nn.Module):
     scale_init: Callable = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x, *, train: bool):  # [N, ..., C] -> [N, ..., C]
+    def __call__(self, x, *, train: bool, squeeze: bool = False):
+        """[N, ..., C] -> [N, ..., C], or with `squeeze` a pair: that and its means over an image's positions, float32 [N, C]."""
         if self.activation not in ACTIVATIONS:
             raise ValueError(f'activation={self.activation!r} must be one of {list(ACTIVATIONS)}.')
         channels = x.shape[-1]
@@ -57,13 +58,20 @@ class BatchNorm(nn.Module):
             factor = scale * lax.rsqrt(var.value + self.epsilon)
             offset = bias - mean.value * factor
             z = x.astype(jnp.float32) * _last(factor, x) + _last(offset, x)
-            return ACTIVATIONS[self.activation](z).astype(dtype)
+            y = ACTIVATIONS[self.activation](z).astype(dtype)
+            return (y, _image_means(y)) if squeeze else y
         grouped = x.reshape(*_groups(x.shape[0], self.group), *x.shape[1:])
-        y, group_mean, group_var = _normalise(grouped, scale, bias, self.epsilon, self.activation, dtype)
+        y, image_means, group_mean, group_var = _normalise(grouped, scale, bias, self.epsilon, self.activation, dtype, squeeze)
         if not self.is_initializing():
             mean.value = self.momentum * mean.value + (1 - self.momentum) * group_mean.mean(axis=0)
             var.value = self.momentum * var.value + (1 - self.momentum) * group_var.mean(axis=0)
-        return y.reshape(x.shape)
+        y = y.reshape(x.shape)
+        return (y, image_means.reshape(x.shape[0], channels)) if squeeze else y
+
+
+def _image_means(y):
+    """[(G,) N, ..., C] of rank 4 (5) -> float32 [(G,) N, C]."""
+    return jnp.mean(y, axis=(-3, -2), dtype=jnp.float32)
 
 
 def _groups(n, group):
@@ -82,13 +90,16 @@ def _last(v, x):
     return v.reshape(v.shape[:-1] + (1,) * (x.ndim - v.ndim) + v.shape[-1:])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _normalise(x, scale, bias, epsilon, activation, dtype):
-    """x [G, N, ..., C] -> (y as x, mean [G, C], var [G, C]); mean and var carry no gradient of their own."""
-    return _normalise_fwd(x, scale, bias, epsilon, activation, dtype)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+def _normalise(x, scale, bias, epsilon, activation, dtype, squeeze):
+    """x [G, N, ..., C] -> (y as x, its means per image [G, N, C] if `squeeze` else None, mean [G, C], var [G, C]).
+
+    mean and var carry no gradient of their own.
+    """
+    return _normalise_fwd(x, scale, bias, epsilon, activation, dtype, squeeze)[0]
 
 
-def _normalise_fwd(x, scale, bias, epsilon, activation, dtype):
+def _normalise_fwd(x, scale, bias, epsilon, activation, dtype, squeeze):
     axes = tuple(range(1, x.ndim - 1))
     x32 = x.astype(jnp.float32)
     mean = x32.mean(axes)
@@ -96,25 +107,63 @@ def _normalise_fwd(x, scale, bias, epsilon, activation, dtype):
     # Rematerialisation keeps them: they are small, and to take them again costs a pass over x and two all-reduces.
     mean, var = checkpoint_name(mean, 'statistics'), checkpoint_name(var, 'statistics')
     factor = scale[None] * lax.rsqrt(var + epsilon)
-    z = x32 * _last(factor, x) + _last(bias[None] - mean * factor, x)
-    return (ACTIVATIONS[activation](z).astype(dtype), mean, var), (x, mean, var, scale, bias)
+    y = ACTIVATIONS[activation](x32 * _last(factor, x) + _last(bias[None] - mean * factor, x)).astype(dtype)
+    return (y, _image_means(y) if squeeze else None, mean, var), (x, mean, var, scale, bias)
 
 
-def _normalise_bwd(epsilon, activation, dtype, residuals, cotangents):
+def _normalise_bwd(epsilon, activation, dtype, squeeze, residuals, cotangents):
     x, mean, var, scale, bias = residuals
-    axes = tuple(range(1, x.ndim - 1))
+    dy, dmeans = cotangents[:2]
     count = x.size // (x.shape[0] * x.shape[-1])
     inverse = lax.rsqrt(var + epsilon)
     factor = scale[None] * inverse
-    x32 = x.astype(jnp.float32)
-    _, slope = jax.vjp(ACTIVATIONS[activation], x32 * _last(factor, x) + _last(bias[None] - mean * factor, x))
-    (dz,) = slope(cotangents[0].astype(jnp.float32))
-    # Sums of dz and of dz * x, not of dz times the normalised x, which XLA's CPU backend would write to memory first.
-    dbias = dz.sum(axes)
-    dscale = ((dz * x32).sum(axes) - mean * dbias) * inverse
+    offset = bias[None] - mean * factor
+    dz_of = functools.partial(_through_activation, activation, x, factor, offset)
+    if squeeze:
+        dmeans = dmeans / (count // x.shape[1])
+        dz = dz_of(dy.astype(jnp.float32) + _per_image(dmeans, x))
+        sums = functools.partial(_sums_by_image, activation)
+        total, product = lax.platform_dependent(x, factor, offset, dy, dmeans, tpu=sums, default=lambda *_: _sums(dz, x))
+    else:
+        dz = dz_of(dy.astype(jnp.float32))
+        total, product = _sums(dz, x)
+    dscale = (product - mean * total) * inverse
     tilt = -factor * inverse * dscale / count
-    dx = dz * _last(factor, x) + x32 * _last(tilt, x) - _last(factor * dbias / count + tilt * mean, x)
-    return dx.astype(x.dtype), dscale.sum(0), dbias.sum(0)
+    dx = dz * _last(factor, x) + x.astype(jnp.float32) * _last(tilt, x) - _last(factor * total / count + tilt * mean, x)
+    return dx.astype(x.dtype), dscale.sum(0), total.sum(0)
+
+
+def _through_activation(activation, x, factor, offset, dy):
+    """dy times the slope of the activation at the normalised x, float32."""
+    _, slope = jax.vjp(ACTIVATIONS[activation], x.astype(jnp.float32) * _last(factor, x) + _last(offset, x))
+    return slope(dy)[0]
+
+
+def _sums(dz, x):
+    """[G, N, ..., C] -> the sums of dz and of dz * x over a group, [G, C].
+
+    Not of dz times the normalised x, which XLA's CPU backend would write to memory first.
+    """
+    axes = tuple(range(1, x.ndim - 1))
+    return dz.sum(axes), (dz * x.astype(jnp.float32)).sum(axes)
+
+
+def _sums_by_image(activation, x, factor, offset, dy, dmeans):
+    """As `_sums`, but from sums over each image that need dy and not dmeans.
+
+    dmeans comes from the sum of dy * y over each image through squeeze and excitation, so `_sums` must read dy and x once more after
+    that sum. These sums do not wait for it: a TPU takes them all as the convolution before writes dy.
+    """
+    x32, axes = x.astype(jnp.float32), tuple(range(2, x.ndim - 1))
+    slope = _through_activation(activation, x, factor, offset, jnp.ones_like(x32))
+    dz = dy.astype(jnp.float32) * slope
+    total, product, slopes, slope_products = (v.sum(axes) for v in (dz, dz * x32, slope, slope * x32))  # [G, N, C]
+    return (total + dmeans * slopes).sum(1), (product + dmeans * slope_products).sum(1)
+
+
+def _per_image(v, x):
+    """[G, N, C] with the axes that let it broadcast against x [G, N, ..., C]."""
+    return v.reshape(*v.shape[:2], *(1,) * (x.ndim - 3), v.shape[-1])
 
 
 _normalise.defvjp(_normalise_fwd, _normalise_bwd)

@@ -57,7 +57,8 @@ class ConvBN(nn.Module):
     data_shards: int | None = None
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x, *, train: bool, squeeze: bool = False):
+        """With `squeeze` a pair, as BatchNorm's."""
         k, in_filters = self.kernel, x.shape[-1]
         shape = (k, k, 1 if self.depthwise else in_filters, self.filters)
         kernel = self.param('kernel', depthwise_init if self.depthwise else conv_init, shape).astype(self.dtype)
@@ -78,7 +79,7 @@ class ConvBN(nn.Module):
             group=self.group,
             activation=self.activation,
             name='bn',
-        )(x, train=train and not self.freeze_batch_norm)
+        )(x, train=train and not self.freeze_batch_norm, squeeze=squeeze)
 
 
 def dense_conv(x, kernel, *, stride: int, padding: str):
@@ -96,11 +97,26 @@ class SqueezeExcite(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        gate = jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(self.dtype)  # [N, C]
+    def __call__(self, x, means):
+        """means: of x over height and width, [N, C]."""
+        gate = means.astype(self.dtype)
         gate = nn.Dense(self.filters, kernel_init=conv_init, dtype=self.dtype, name='reduce')(gate)
         gate = nn.Dense(x.shape[-1], kernel_init=conv_init, dtype=self.dtype, name='expand')(ACTIVATIONS[self.activation](gate))
-        return x * nn.sigmoid(gate)[:, None, None, :]
+        return _gated(x, nn.sigmoid(gate))
+
+
+@jax.custom_vjp
+def _gated(x, gate):
+    """x [N, H, W, C] times gate [N, C], whose gradient is summed in float32: in that form a TPU fuses it with batch norm's sums."""
+    return x * gate[:, None, None, :]
+
+
+def _gated_bwd(residuals, dy):
+    x, gate = residuals
+    return _gated(dy, gate), jnp.sum(dy.astype(jnp.float32) * x.astype(jnp.float32), axis=(1, 2)).astype(gate.dtype)
+
+
+_gated.defvjp(lambda x, gate: (_gated(x, gate), (x, gate)), _gated_bwd)
 
 
 class BlockModule(nn.Module):
@@ -133,15 +149,17 @@ class BlockModule(nn.Module):
             x = conv('conv', block.expand_filters, block.kernel, block.stride)(x, train=train)
             x = conv('project', block.out_filters, activation=None)(x, train=train)
         elif block.op == 'conv':
-            x = conv('conv', block.out_filters, block.kernel, block.stride)(x, train=train)
-            if block.se_filters is not None:
-                x = SqueezeExcite(block.se_filters, activation, self.dtype, name='se')(x)
+            squeeze = block.se_filters is not None
+            x = conv('conv', block.out_filters, block.kernel, block.stride)(x, train=train, squeeze=squeeze)
+            if squeeze:
+                x = SqueezeExcite(block.se_filters, activation, self.dtype, name='se')(*x)
         else:
             if block.expand_filters != block.in_filters:
                 x = conv('expand', block.expand_filters)(x, train=train)
-            x = conv('depthwise', block.expand_filters, block.kernel, block.stride, depthwise=True)(x, train=train)
-            if block.se_filters is not None:
-                x = SqueezeExcite(block.se_filters, activation, self.dtype, name='se')(x)
+            squeeze = block.se_filters is not None
+            x = conv('depthwise', block.expand_filters, block.kernel, block.stride, depthwise=True)(x, train=train, squeeze=squeeze)
+            if squeeze:
+                x = SqueezeExcite(block.se_filters, activation, self.dtype, name='se')(*x)
             x = conv('project', block.out_filters, activation=activation if block.op == 'separable' else None)(x, train=train)
         if not block.residual:
             return x

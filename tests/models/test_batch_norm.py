@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from efficientnet_jax.models import batch_norm
 from efficientnet_jax.models.batch_norm import BatchNorm
 
 ACTIVATIONS = {'swish': nn.swish, 'relu': nn.relu, 'relu6': nn.relu6, None: lambda x: x}
@@ -49,6 +50,31 @@ def test_equals_flax_with_gradients(activation, group):
     actual = losses(lambda params, x: ours(x, params, activation=activation, group=group))
     wanted = losses(lambda params, x: flax_norm(x, params, activation, group or len(x)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), actual, wanted)
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
+@pytest.mark.parametrize('group', [None, 2])
+@pytest.mark.parametrize('activation', ['swish', None])
+def test_means_per_image_with_gradients(platform, activation, group, monkeypatch):
+    """As means taken of the result, in the form of each platform."""
+    if platform == 'tpu':
+        monkeypatch.setattr(batch_norm.lax, 'platform_dependent', lambda *x, tpu, default: tpu(*x))
+    x, weights = images(), jnp.cos(images())
+
+    def loss(params, x, squeeze):
+        module = BatchNorm(activation=activation, group=group)
+        y, _ = module.apply({'params': params, 'batch_stats': STATS}, x, train=True, squeeze=squeeze, mutable=['batch_stats'])
+        y, means = y if squeeze else (y, y.mean((1, 2)))
+        return jnp.sum(y * weights) + jnp.sum(jnp.sin(5 * means)), means
+
+    actual, wanted = (jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(PARAMS, x, squeeze) for squeeze in (True, False))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), actual, wanted)
+    evaluated, means = ours(x, train=False, activation=activation)[0], _evaluated_means(x, activation)
+    np.testing.assert_allclose(evaluated.mean((1, 2)), means, rtol=1e-5, atol=1e-5)
+
+
+def _evaluated_means(x, activation):
+    return BatchNorm(activation=activation).apply({'params': PARAMS, 'batch_stats': STATS}, x, train=False, squeeze=True)[1]
 
 
 def test_equals_numpy():

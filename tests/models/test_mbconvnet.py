@@ -128,12 +128,13 @@ def test_equals_the_stock_formulation(small, monkeypatch):
         activation: str | None
 
         @nn.compact
-        def __call__(self, x, *, train):
+        def __call__(self, x, *, train, squeeze=False):
             scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
             bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
             mean, var = jnp.mean(x, (0, 1, 2), keepdims=True), jnp.var(x, (0, 1, 2), keepdims=True)
             z = (x - mean) / jnp.sqrt(var + self.epsilon) * scale.reshape(1, 1, 1, -1) + bias.reshape(1, 1, 1, -1)
-            return mbconvnet.ACTIVATIONS[self.activation](z)
+            y = mbconvnet.ACTIVATIONS[self.activation](z)
+            return (y, jnp.mean(y, (1, 2))) if squeeze else y
 
     monkeypatch.setattr(mbconvnet, 'depthwise_conv', conv)
     monkeypatch.setattr(mbconvnet, 'pointwise_conv', conv)
