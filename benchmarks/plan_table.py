@@ -14,14 +14,14 @@ import pathlib
 import sys
 import tempfile
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 os.environ['JAX_PLATFORMS'] = 'cpu'  # a TPU that is here may be at work
 os.environ['JAX_COMPILATION_CACHE_DIR'] = os.environ.get('JAX_COMPILATION_CACHE_DIR') or os.path.expanduser('~/.cache/efficientnet_jax')
 
 from efficientnet_jax import aot
 from efficientnet_jax.plan import plan
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 SKIPPED = ('__init__', 'default', 'digits', 'transfer', 'study')
 NAMES = sorted(path.stem for path in (ROOT / 'configs').glob('*.py') if path.stem not in SKIPPED)
 KEYS = ('config', 'topology', 'images_per_device', 'local_batch_norm')

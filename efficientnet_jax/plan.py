@@ -18,6 +18,7 @@ from efficientnet_jax.weights.start import start as starting
 
 GIB = 2**30
 WAYS = ('forward', 'recompute', 'backward')
+ENDS = {'inputs': '0', 'stem': '1', 'head': 't', 'classifier': 'u', 'optimizer': 'v', 'other': 'w'}  # stages sort between them
 
 
 def plan(config, workdir: str) -> dict[str, Any]:
@@ -233,7 +234,7 @@ def table(result: dict[str, Any]) -> str:
         '',
         f'{"cycles an image":16}' + ''.join(f'{way:>12}' for way in WAYS) + f'{"share":>8}',
     ]
-    for place, ways in sorted(result['places'].items()):
+    for place, ways in in_order(result['places']).items():
         share = sum(ways.values()) / result['cycles_per_image']
         lines.append(f'{place:16}' + ''.join(f'{ways.get(way, 0):12,.0f}' for way in WAYS) + f'{share:8.1%}')
     lines.append('by kind: ' + ', '.join(f'{kind} {cycles / result["cycles_per_image"]:.0%}' for kind, cycles in result['kinds'].items()))
@@ -251,11 +252,16 @@ def table(result: dict[str, Any]) -> str:
     return '\n'.join([*lines, result['advice']])
 
 
+def in_order(places: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a step in the order in which they run."""
+    return dict(sorted(places.items(), key=lambda item: ENDS.get(item[0], item[0])))
+
+
 def draw(result: dict[str, Any], path: str) -> None:
     """Estimated cycles an image of each stage, forward, recomputed and backward, as a PNG."""
     figure, (axis,) = plots.new_figure(1)
     figure.set_size_inches(7, 3.6)
-    places = sorted(result['places'])
+    places = list(in_order(result['places']))
     bottom = [0.0] * len(places)
     for way, colour, hatch in zip(WAYS, ('0.85', 'white', '0.55'), ('', '///', ''), strict=True):
         heights = [result['places'][place].get(way, 0) / 1e3 for place in places]

@@ -197,6 +197,12 @@ def test_plan_table(stubbed_plan):
     assert 'stage1' in text and '100.0%' in text and 'remat None: 1,000 cycles' in text
 
 
+def test_places_stand_in_the_order_of_a_step():
+    names = ['optimizer', 'stage2', 'other', 'head', 'stem', 'stage1', 'classifier', 'inputs']
+    order = ['inputs', 'stem', 'stage1', 'stage2', 'head', 'classifier', 'optimizer', 'other']
+    assert list(plan.in_order(dict.fromkeys(names))) == order
+
+
 def test_batch_that_does_not_divide():
     config = tiny.get_config()
     config.batch_size = 30
