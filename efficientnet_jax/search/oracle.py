@@ -19,7 +19,7 @@ from efficientnet_jax.search.objective import Objective, counted
 from efficientnet_jax.search.space import Candidate, Space
 
 PARTS = ('op', 'expand', 'kernel', 'se', 'filters', 'repeats', 'skip')
-MAIN, PAIRS, CAPACITY = 0.05, 0.025, 0.3  # standard deviations of the random effects; gain of doubling a capacity
+MAIN, PAIRS, CAPACITY = 0.05, 0.03, 0.08  # standard deviations of the random effects; gain of doubling a capacity
 
 
 class Oracle:

@@ -1,65 +1,82 @@
-"""Rewards against their formulas, bad settings, and the Pareto front against its definition."""
+"""Rewards by hand, costs against the counters, the front, and the oracle's optimum against everything there is."""
 
+import dataclasses
+import itertools
 import random
 
 import pytest
-from ml_collections import ConfigDict
 
+from configs import default
 from efficientnet_jax import architectures
-from efficientnet_jax.search.objective import Objective, counted, objective, pareto_front
+from efficientnet_jax.search import objective as objectives
+from efficientnet_jax.search import space as spaces
+from efficientnet_jax.search.objective import Objective, pareto_front
 from efficientnet_jax.search.oracle import Oracle
-from efficientnet_jax.search.space import get
+from efficientnet_jax.search.space import Space
 
-GOOD = {'reward': 'mnas', 'cost': 'macs', 'target': 400e6, 'w': -0.07}
+V2 = architectures.get('mobilenet_v2')
 
 
 @pytest.mark.parametrize(
     ('reward', 'cost', 'expected'),
     [
-        ('mnas', 800e6, 0.75 * 2**-0.07),
-        ('mnas', 200e6, 0.75 * 2**0.07),
-        ('mnas_hard', 800e6, 0.75 * 2**-0.07),
-        ('mnas_hard', 200e6, 0.75),
-        ('absolute', 800e6, 0.75 - 0.07),
-        ('absolute', 200e6, 0.75 - 0.035),
+        ('mnas', 400e6, 0.8),
+        ('mnas', 800e6, 0.8 * 0.9526380),  # 2 ** -0.07: doubling the cost is worth five per cent
+        ('mnas', 200e6, 0.8 * 1.0497167),
+        ('mnas_hard', 200e6, 0.8),
+        ('mnas_hard', 800e6, 0.8 * 0.9526380),
+        ('absolute', 400e6, 0.8),
+        ('absolute', 200e6, 0.8 - 0.035),
+        ('absolute', 800e6, 0.8 - 0.07),
     ],
 )
 def test_rewards(reward, cost, expected):
-    assert objective(ConfigDict({'search': GOOD | {'reward': reward}}))(0.75, cost) == pytest.approx(expected)
+    assert Objective(reward, 'macs', 400e6, -0.07)(0.8, cost) == pytest.approx(expected, rel=1e-6)
+
+
+def test_counted_costs():
+    b0 = architectures.get('efficientnet_b0')
+    assert objectives.counted('macs', b0, 224, 1000) == 385_814_752
+    assert objectives.counted('params', b0, 224, 1000) == 5_288_548
+    assert objectives.counted('activations', b0, 224, 1000) == pytest.approx(6.75e6, rel=0.01)
+
+
+def test_front():
+    points = [(3, 0.5), (1, 0.4), (2, 0.3), (2, 0.45), (5, 0.9), (5, 0.8), (3, 0.5)]
+    assert pareto_front(points, cost=lambda p: p[0], accuracy=lambda p: p[1]) == [(1, 0.4), (2, 0.45), (3, 0.5), (5, 0.9)]
 
 
 @pytest.mark.parametrize(
-    ('knob', 'value', 'message'),
+    ('knobs', 'message'),
     [
-        ('reward', 'soft', "search.reward='soft' must be one of mnas, mnas_hard, absolute"),
-        ('cost', 'flops', "search.cost='flops' must be one of macs"),
-        ('target', 0.0, 'search.target=0.0 must be positive'),
-        ('w', 0.07, 'search.w=0.07 must be negative'),
+        ({'reward': 'flops'}, "search.reward='flops' must be one of mnas, mnas_hard, absolute"),
+        ({'cost': 'flops'}, "search.cost='flops' must be one of macs, params, activations, cycles, step_seconds"),
+        ({'target': 0.0}, 'search.target=0.0 must be positive'),
+        ({'target': float('nan')}, 'search.target=nan must be positive'),
+        ({'w': 0.07}, r'search.w=0.07 must be negative'),
     ],
 )
-def test_bad_settings(knob, value, message):
+def test_bad_objectives(knobs, message):
+    config = default.get_config()
+    config.search.update(knobs)
     with pytest.raises(ValueError, match=message):
-        objective(ConfigDict({'search': GOOD | {knob: value}}))
+        objectives.objective(config)
 
 
-def test_counted_costs_are_those_of_the_counter():
-    b0 = architectures.get('efficientnet_b0')
-    assert counted('macs', b0, 224, 1000) == 385_814_752
-    assert counted('params', b0, 224, 1000) == 5_288_548
+@pytest.mark.parametrize('seed', range(4))
+def test_the_oracles_optimum_is_the_best_of_all(seed):
+    reference = dataclasses.replace(V2, stages=V2.stages[:1] + V2.stages[4:5])
+    space = Space('mini', reference, architectures.get('efficientnet_b0'), kernels=(3,), filters=(1.0, 2.0), repeats=(-2, 0))
+    oracle = Oracle(space, seed, Objective('mnas', 'macs', 20e6, -0.07), resolution=32, num_classes=10)
+    everything = [space.from_tokens(t) for t in itertools.product(*(range(len(values)) for values in space.choices.values()))]
+    candidate, reward = oracle.optimum()
+    assert oracle.reward(candidate) == pytest.approx(reward, rel=1e-12)
+    assert reward == pytest.approx(max(map(oracle.reward, everything)), rel=1e-12)
 
 
-def test_no_point_beats_one_of_the_front():
-    rng = random.Random(0)
-    points = [(rng.randrange(10), rng.randrange(10)) for _ in range(50)]
-    front = pareto_front(points, cost=lambda p: p[0], accuracy=lambda p: p[1])
-    beaten = {p for p in points for q in points if q != p and q[0] <= p[0] and q[1] >= p[1]}
-    assert set(front) == set(points) - beaten
-
-
-def test_no_candidate_beats_the_optimum_of_the_oracle():
-    space = get('efficientnet')
-    oracle = Oracle(space, seed=0, objective=Objective(**GOOD))
-    best, reward = oracle.optimum()
-    assert oracle.reward(best) == pytest.approx(reward)
-    rng = random.Random(1)
-    assert all(oracle.reward(space.sample(rng)) <= reward for _ in range(200))
+def test_the_oracle_is_seeded():
+    space = spaces.get('efficientnet')
+    objective = Objective('mnas', 'macs', 400e6, -0.07)
+    candidates = [space.sample(random.Random(i)) for i in range(5)]
+    first, same, other = ([Oracle(space, seed, objective).reward(c) for c in candidates] for seed in (0, 0, 1))
+    assert first == same and first != other and len(set(first)) == 5
