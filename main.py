@@ -12,7 +12,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # TensorFlow decodes images 
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(os.path.expanduser('~'), '.cache', 'efficientnet_jax'))
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 # Module with the function (config, workdir) of the mode's name, imported when it is asked for.
 MODES = {'train': 'train', 'evaluate': 'evaluate', 'predict': 'predict', 'plan': 'plan', 'export': 'export', 'study': 'study'}
@@ -30,6 +30,16 @@ _FEATURES = flags.DEFINE_bool('features', False, 'predict: also write the pooled
 _OUTPUT = flags.DEFINE_string('output', 'features.npz', 'predict --features: the .npz file to write.')
 
 
+def cleared(config):
+    """The config with None for the text 'None': --config.remat=None turns a knob off, whatever its type."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            cleared(value)
+        elif value == 'None':
+            config[name] = None
+    return config
+
+
 def predict(config, workdir, files):
     from efficientnet_jax.predict import predict
 
@@ -39,7 +49,7 @@ def predict(config, workdir, files):
 
 def main(argv):
     logging.set_verbosity(logging.WARNING)
-    config, workdir, mode = _CONFIG.value, _WORKDIR.value, _MODE.value
+    config, workdir, mode = cleared(_CONFIG.value), _WORKDIR.value, _MODE.value
     if mode == 'plan':
         os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # the TPU is elsewhere; one that is here may be at work
 

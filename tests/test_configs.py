@@ -79,3 +79,10 @@ def test_stages_width_and_depth_of_a_config_make_the_network():
     assert architecture_of(config).blocks() == b3.blocks()
     config.stages = rows[:3]
     assert len(architecture_of(config).stages) == 3
+
+
+def test_none_on_the_command_line_turns_a_knob_off():
+    config = importlib.import_module('configs.b7').get_config()
+    config.remat = config.augment.policy = 'None'
+    config = importlib.import_module('main').cleared(config)
+    assert config.remat is None and config.augment.policy is None and config.model == 'efficientnet_b7'
