@@ -57,15 +57,16 @@ def evolve(space, score, candidates, population, rng):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--steps', type=int, default=600)
+    parser.add_argument('--steps', type=int, default=1500)
+    parser.add_argument('--largest_share', type=float, default=0.2)
     parser.add_argument('--alone_steps', type=int, default=60)
-    parser.add_argument('--candidates', type=int, default=60)
+    parser.add_argument('--candidates', type=int, default=40)
     parser.add_argument('--compared', type=int, default=8)
     parser.add_argument('--record')
     arguments = parser.parse_args()
     allocator.keep_freed_memory()
     config = setting()
-    config.steps = arguments.steps
+    config.steps, config.supernet.largest_share = arguments.steps, arguments.largest_share
     space = supernet_train.scaled(dataclasses.replace(spaces.get('efficientnet'), ops=('separable', 'mbconv')), config)
 
     def macs(candidate):
@@ -115,7 +116,7 @@ def main():
     lines = [
         '# A supernet on digits',
         '',
-        f'`python benchmarks/supernet_digits.py --steps={arguments.steps} --alone_steps={arguments.alone_steps} '
+        f'`python benchmarks/supernet_digits.py --steps={arguments.steps} --largest_share={arguments.largest_share} --alone_steps={arguments.alone_steps} '
         f'--candidates={arguments.candidates} --compared={arguments.compared}`, {time.strftime("%Y-%m-%d")}, {os.cpu_count()} CPU cores '
         f'({platform.machine()}), jax {jax.__version__}, one seed, the machine shared with other work.',
         '',

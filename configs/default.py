@@ -161,7 +161,9 @@ def get_config() -> ConfigDict:
     # Architecture search (--mode=search, configs/search.py), see efficientnet_jax/search/. A candidate is trained with this config's recipe,
     # data and scaling (width, depth, resolution) and its stages; eval_split must be a part of the training set.
     config.search = ConfigDict()
-    config.search.task = 'run'  # 'run', 'status', 'finalists' (train the best in full) or 'proxy_check' (what is this config's score worth?)
+    config.search.task = (
+        'run'  # 'run', 'status', 'finalists' (train the best in full) or 'proxy_check' (what is this config's score worth?)
+    )
     config.search.space = 'efficientnet'  # or 'mnasnet_paper' (space.py)
     config.search.strategy = 'evolution'  # 'random', 'evolution', 'ppo', 'tpe' or 'nsga2' (strategies.py)
     config.search.trials = 8000  # candidates (arXiv 1807.11626: about 8K models)
@@ -171,7 +173,9 @@ def get_config() -> ConfigDict:
     config.search.cost = 'macs'  # 'macs', 'params', 'activations', 'cycles' (estimated) or 'step_seconds' (measured)
     config.search.target = 400e6  # T, in the cost's unit (arXiv 1905.11946, section 4)
     config.search.w = -0.07  # exponent of cost / T (likewise)
-    config.search.halving = placeholder(int)  # go on at each evaluation with the best 1/halving so far (arXiv 1810.05934); None: train all to the end
+    config.search.halving = placeholder(
+        int
+    )  # go on at each evaluation with the best 1/halving so far (arXiv 1810.05934); None: train all to the end
     config.search.storage = placeholder(str)  # journal:PATH, sqlite:///PATH or postgresql://...; None: a journal in the workdir
     config.search.name = 'search'  # of the Optuna study in the storage
     config.search.lease_seconds = 60.0  # after which a silent worker's candidate is given to another

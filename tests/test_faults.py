@@ -195,7 +195,7 @@ def poison(monkeypatch):
     """poison(7, 9): the loss and gradients of the 7th and 9th batch of the stream are NaN, whatever step takes them."""
 
     def poison(*numbers):
-        stream, step = train.pipeline.train_batches, train.train_step
+        stream, step = train.pipeline.train_batches, experiment.train_step
 
         def poisoned_stream(*args, start_step, **kwargs):
             for number, batch in enumerate(stream(*args, start_step=start_step, **kwargs), start=start_step + 1):
@@ -207,7 +207,7 @@ def poison(monkeypatch):
             return state.replace(params=jax.tree.map(lambda x: x + nan, state.params)), metrics | {'loss': metrics['loss'] + nan}
 
         monkeypatch.setattr(train.pipeline, 'train_batches', poisoned_stream)
-        monkeypatch.setattr(train, 'train_step', poisoned_step)
+        monkeypatch.setattr(experiment, 'train_step', poisoned_step)
 
     return poison
 
