@@ -8,10 +8,13 @@ Prints a Markdown table: reward of the best candidate found, and how much of ran
 import argparse
 import collections
 import os
+import pathlib
 import statistics
+import sys
 import time
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from configs import default
 from efficientnet_jax.search import space as spaces

@@ -8,23 +8,26 @@ candidate of the comparison is trained from scratch by the normal trainer for --
 """
 
 import argparse
-import collections
 import dataclasses
-import itertools
 import os
 import pathlib
 import platform
 import random
+import sys
 import tempfile
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
 import jax
-import numpy as np
+from scipy import stats
 
 from configs import digits
 from efficientnet_jax import allocator, architectures, counting
 from efficientnet_jax.search import space as spaces
 from efficientnet_jax.search import supernet_train
+from efficientnet_jax.search.objective import Objective
+from efficientnet_jax.search.strategies import Evolution, Seen
 from efficientnet_jax.train import train
 
 
@@ -37,31 +40,22 @@ def setting():
     return config
 
 
-def ranks(values):
-    """Ranks with ties shared."""
-    values = np.asarray(values)
-    return np.array([(values < v).sum() + ((values == v).sum() - 1) / 2 for v in values])
-
-
 def spearman(a, b):
-    """(correlation of ranks, exact two-sided p over all permutations) of up to 9 pairs."""
-    a, b = (ranks(values) - ranks(values).mean() for values in (a, b))
-    scale = np.sqrt((a**2).sum() * (b**2).sum())
-    by_chance = np.array(list(itertools.permutations(b))) @ a / scale
-    return a @ b / scale, np.mean(np.abs(by_chance) >= np.abs(a @ b / scale) - 1e-9)
+    """(correlation of ranks, exact two-sided p over all pairings)."""
+
+    def statistic(a):
+        return stats.spearmanr(a, b).statistic
+
+    test = stats.permutation_test((a,), statistic, permutation_type='pairings', n_resamples=float('inf'))
+    return test.statistic, test.pvalue
 
 
-def evolve(space, score, candidates, population, rng):
-    """Regularised evolution (arXiv 1802.01548) with tournaments of a quarter: all candidates in order."""
-    alive, seen = collections.deque(maxlen=population), []
-    for i in range(candidates):
-        if i < population:
-            child = space.sample(rng)
-        else:
-            child = space.mutate(max(rng.sample(list(alive), population // 4), key=lambda pair: pair[1])[0], rng)
-        alive.append((child, score(child)))
-        seen.append(alive[-1])
-    return seen
+def evolve(space, evaluate, candidates, knobs):
+    """Regularised evolution, one candidate after the other: [Seen]."""
+    strategy, seen = Evolution(space, knobs, seed=0), {}
+    for slot in range(candidates):
+        seen[slot] = evaluate(strategy.propose(slot, seen))
+    return list(seen.values())
 
 
 def main():
@@ -95,20 +89,24 @@ def main():
                 accuracy[key] = evaluator.score(variables, candidate)['top1']
             return accuracy[key]
 
-        rng, target = (
-            random.Random(0),
-            macs(space.encode(dataclasses.replace(space.base, stages=architectures.get('efficientnet_b0').stages))),
-        )
+        b0 = space.encode(dataclasses.replace(space.base, stages=architectures.get('efficientnet_b0').stages))
+        objective = Objective('mnas', 'macs', macs(b0), -0.07)
+
+        def evaluate(candidate):
+            accuracy, cost = top1(candidate), macs(candidate)
+            return Seen(candidate, objective(accuracy, cost), accuracy, cost)
 
         def reward(candidate):
-            return top1(candidate) * (macs(candidate) / target) ** -0.07
+            return evaluate(candidate).reward
 
         began = time.monotonic()
+        rng = random.Random(0)
         random_ones = [space.sample(rng) for _ in range(arguments.candidates)]
         best_random = max(random_ones, key=reward)
-        seen = evolve(space, reward, arguments.candidates, 16, rng)
+        config.search.population, config.search.sample = 16, 4
+        seen = evolve(space, evaluate, arguments.candidates, config.search)
         searching = time.monotonic() - began
-        best = max(seen, key=lambda pair: pair[1])[0]
+        best = max(seen, key=lambda one: one.reward).candidate
         one_program = evaluator.evaluate._cache_size()
 
         rows = []

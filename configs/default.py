@@ -20,9 +20,7 @@ def get_config() -> ConfigDict:
     config.model = 'efficientnet_b0'  # a name from efficientnet_jax.architectures.names()
     config.depth = 1.0  # times the model's own repeats, rounded up (scaling.scale)
     config.width = 1.0  # times the model's own filters, rounded to multiples of 8
-    config.stages = placeholder(
-        tuple
-    )  # rows (repeats, kernel, stride, expand, filters, se, op, skip) in place of the model's; None: its own
+    config.stages = placeholder(tuple)  # rows (repeats, kernel, stride, expand, filters, se, op, skip); None: the model's own
     config.resolution = placeholder(int)  # pixels, side of the square input; None: the model's own
     config.dropout = placeholder(float)  # before the classifier; None: the model's own
     config.drop_path = placeholder(float)  # rate towards the last block; None: the model's own (0.2)
@@ -158,27 +156,12 @@ def get_config() -> ConfigDict:
     config.plan.classes = placeholder(int)  # None: the data set's where it is prepared, else ImageNet's 1000
     config.plan.examples = placeholder(int)  # training images; None: likewise, else ImageNet's 1,281,167
 
-    # Architecture search (--mode=search, configs/search.py), see efficientnet_jax/search/. A candidate is trained with this config's recipe,
-    # data and scaling (width, depth, resolution) and its stages; eval_split must be a part of the training set.
+    # Architecture search, library code so far: see efficientnet_jax/search/.
     config.search = ConfigDict()
-    config.search.task = (
-        'run'  # 'run', 'status', 'finalists' (train the best in full) or 'proxy_check' (what is this config's score worth?)
-    )
-    config.search.space = 'efficientnet'  # or 'mnasnet_paper' (space.py)
-    config.search.strategy = 'evolution'  # 'random', 'evolution', 'ppo', 'tpe' or 'nsga2' (strategies.py)
-    config.search.trials = 8000  # candidates (arXiv 1807.11626: about 8K models)
-    config.search.baseline = True  # random candidates in equal number beside them
-    config.search.evaluate = 'train'  # 'train', or 'oracle': a made-up accuracy at once, to try a search (oracle.py)
     config.search.reward = 'mnas'  # 'mnas', 'mnas_hard' or 'absolute' (objective.py)
-    config.search.cost = 'macs'  # 'macs', 'params', 'activations', 'cycles' (estimated) or 'step_seconds' (measured)
+    config.search.cost = 'macs'  # 'macs', 'params' or 'activations'
     config.search.target = 400e6  # T, in the cost's unit (arXiv 1905.11946, section 4)
     config.search.w = -0.07  # exponent of cost / T (likewise)
-    config.search.halving = placeholder(
-        int
-    )  # go on at each evaluation with the best 1/halving so far (arXiv 1810.05934); None: train all to the end
-    config.search.storage = placeholder(str)  # journal:PATH, sqlite:///PATH or postgresql://...; None: a journal in the workdir
-    config.search.name = 'search'  # of the Optuna study in the storage
-    config.search.lease_seconds = 60.0  # after which a silent worker's candidate is given to another
     config.search.population = 100  # evolution (arXiv 1802.01548), nsga2; random candidates that tpe begins with
     config.search.sample = 25  # evolution: of which the best is the parent (likewise)
     config.search.ppo_batch = 20  # ppo: candidates between two updates
@@ -186,14 +169,5 @@ def get_config() -> ConfigDict:
     config.search.ppo_lr = 3e-3  # ppo: of Adam
     config.search.ppo_epochs = 5  # ppo: steps on each batch
     config.search.ppo_entropy = 1e-3  # ppo: weight of the mean entropy of a choice
-    config.search.finalists = 15  # trained in full (arXiv 1807.11626)
-    config.search.finalist_seeds = 1  # runs of each
-    config.search.final_epochs = 350.0  # of finalists and of the winner's config
-    config.search.final_train_split = 'train'  # likewise
-    config.search.final_eval_split = 'validation'  # likewise
-    config.search.check_candidates = 10  # proxy_check: random candidates
-    config.search.check_seeds = 3  # proxy_check: runs of each as in the search; one in full
-    config.search.topology = 'v5e:1x1'  # cycles: for which they are estimated
-    config.search.cycles_batch = 128  # cycles: images in the estimated step
 
     return config.lock()

@@ -7,6 +7,7 @@ All figures are the compiler's, of one device (a chip; on v2 and v3 one of its t
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from collections.abc import Callable
 from typing import Any
@@ -109,7 +110,7 @@ def summary(config, exp: Experiment, cost: aot.StepCost, batch_size: int) -> dic
             'by': 'compute' if compute > memory else 'memory',
         },
         'compile_seconds': cost.compile_seconds,
-        'libtpu': aot.importlib.metadata.version('libtpu'),
+        'libtpu': importlib.metadata.version('libtpu'),
         'config': as_dict(config),
         'config_hash': report.config_hash(as_dict(config)),
     }

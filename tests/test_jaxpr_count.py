@@ -16,6 +16,16 @@ def shaped(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
+def grouped_conv(stride, groups):
+    return functools.partial(
+        jax.lax.conv_general_dilated,
+        window_strides=(stride, stride),
+        padding='SAME',
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=groups,
+    )
+
+
 def by_rows(architecture):
     return (*counting.count(architecture), sum(row.activations for row in counting.layers(architecture)))
 
@@ -42,14 +52,10 @@ def test_a_batch_counts_each_image():
 def test_products_and_convolutions():
     assert jaxpr_count.count(lambda a, b: a @ b, shaped(2, 3), shaped(3, 5)) == (30, 10)
     assert jaxpr_count.count(lambda a, b: jnp.einsum('nij,njk->nik', a, b), shaped(7, 2, 3), shaped(7, 3, 5)) == (210, 70)
-    conv = functools.partial(
-        jax.lax.conv_general_dilated,
-        window_strides=(2, 2),
-        padding='SAME',
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        feature_group_count=4,
+    assert jaxpr_count.count(grouped_conv(stride=2, groups=4), shaped(2, 9, 9, 8), shaped(3, 3, 2, 12)) == (
+        2 * 25 * 12 * 9 * 2,
+        2 * 25 * 12,
     )
-    assert jaxpr_count.count(conv, shaped(2, 9, 9, 8), shaped(3, 3, 2, 12)) == (2 * 25 * 12 * 9 * 2, 2 * 25 * 12)
 
 
 def test_control_flow():
@@ -71,13 +77,7 @@ def test_control_flow():
 def test_xla_counts_something_else():
     """Without the taps on padding: of a 5x5 kernel on 7x7 pixels, 29 of 35 per row and per column meet the image."""
     x, kernel = shaped(1, 7, 7, 8), shaped(5, 5, 1, 8)
-    conv = functools.partial(
-        jax.lax.conv_general_dilated,
-        window_strides=(1, 1),
-        padding='SAME',
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        feature_group_count=8,
-    )
+    conv = grouped_conv(stride=1, groups=8)
     assert jaxpr_count.count(conv, x, kernel).macs == 8 * 35 * 35
     inside = jaxpr_count.xla_flops(conv, x, kernel)
     assert inside == 2 * 8 * 29 * 29 and inside / (2 * 8 * 35 * 35) == pytest.approx(0.687, abs=0.001)

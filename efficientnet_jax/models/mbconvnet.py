@@ -62,16 +62,7 @@ class ConvBN(nn.Module):
         k, in_filters = self.kernel, x.shape[-1]
         shape = (k, k, 1 if self.depthwise else in_filters, self.filters)
         kernel = self.param('kernel', depthwise_init if self.depthwise else conv_init, shape).astype(self.dtype)
-        x = x.astype(self.dtype)
-        if self.depthwise:
-            known = self.data_shards is not None and isinstance(x.shape[0], int)  # a symbolic batch, for export, is not
-            images_per_chip = x.shape[0] / self.data_shards if known else None
-            x = depthwise_conv(x, kernel, stride=self.stride, padding=self.architecture.padding, images_per_chip=images_per_chip)
-        elif k == 1 and self.stride == 1:
-            x = pointwise_conv(x, kernel)
-        else:
-            x = dense_conv(x, kernel, stride=self.stride, padding=self.architecture.padding)
-        x = checkpoint_name(x, 'convolution')
+        x = convolve(x.astype(self.dtype), kernel, self.stride, self.architecture.padding, self.depthwise, self.data_shards)
         return BatchNorm(
             momentum=self.architecture.bn_momentum,
             epsilon=self.architecture.bn_epsilon,
@@ -80,6 +71,19 @@ class ConvBN(nn.Module):
             activation=self.activation,
             name='bn',
         )(x, train=train and not self.freeze_batch_norm, squeeze=squeeze)
+
+
+def convolve(x, kernel, stride: int, padding: str, depthwise: bool, data_shards: int | None):
+    """[N, H, W, I] -> [N, ceil(H/stride), ceil(W/stride), O] by the best formulation for the kernel, under the name that REMAT knows."""
+    if depthwise:
+        known = data_shards is not None and isinstance(x.shape[0], int)  # a symbolic batch, for export, is not
+        images_per_chip = x.shape[0] / data_shards if known else None
+        x = depthwise_conv(x, kernel, stride=stride, padding=padding, images_per_chip=images_per_chip)
+    elif kernel.shape[0] == 1 and stride == 1:
+        x = pointwise_conv(x, kernel)
+    else:
+        x = dense_conv(x, kernel, stride=stride, padding=padding)
+    return checkpoint_name(x, 'convolution')
 
 
 def dense_conv(x, kernel, *, stride: int, padding: str):

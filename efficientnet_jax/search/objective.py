@@ -24,8 +24,6 @@ COSTS = {
     'macs': 'multiply-adds of an image',
     'params': 'parameters',
     'activations': 'outputs of convolutions and classifier of an image',
-    'cycles': "estimated cycles of an image's training step on search.topology, compiled ahead of time block by block",
-    'step_seconds': 'measured seconds of a training step on the devices that train the candidate',
 }
 
 

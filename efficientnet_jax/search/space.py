@@ -20,8 +20,8 @@ The contract for whoever enumerates a space (a supernet, a table of costs): stag
 and `space.choose(pick)` walks the active choices in this order. Strides are the reference's.
 
 Spaces. `mnasnet_paper` is the published one relative to MobileNetV2: operators {conv, depthwise-separable, MBConv}, kernels {3, 5}, SE
-{0, 0.25}, skip {pool, identity, none}, filters {0.75, 1, 1.25}x, layers {0, +1, -1}. The paper counts 432 sub-blocks, which is this
-list with two expansions of MBConv (4 x 2 x 2 x 3 x 3 x 3); 3 and 6 are those of its networks. Its estimate 432^5 = 1.5e13 takes five
+{0, 0.25}, skip {pool, identity, none}, filters {0.75, 1, 1.25}x, layers {0, +1, -1}. The paper counts 432 sub-blocks, which its
+list gives with two expansions of MBConv (4 x 2 x 2 x 3 x 3 x 3; inferred, the paper does not say); 3 and 6 are those of its networks. Its estimate 432^5 = 1.5e13 takes five
 blocks; the networks that it and EfficientNet publish have seven, and so has this space. Its depthwise-separable convolution is linear
 after the 1x1 (figure 7; mnasnet_models.py writes it as an MBConv with e1), so MnasNet's and B0's first stages are 'separable'.
 

@@ -25,14 +25,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from efficientnet_jax import models
 from efficientnet_jax.architectures import Architecture
 from efficientnet_jax.models.batch_norm import ACTIVATIONS, BatchNorm
-from efficientnet_jax.models.depthwise import depthwise_conv
-from efficientnet_jax.models.mbconvnet import REMAT, conv_init, dense_conv, dense_init, depthwise_init
-from efficientnet_jax.models.pointwise import pointwise_conv
+from efficientnet_jax.models.mbconvnet import REMAT, conv_init, convolve, dense_init, depthwise_init
 from efficientnet_jax.search.active import Active, StageTable, active_blocks, draw, largest, tables
 from efficientnet_jax.search.space import Space
 
@@ -162,15 +159,7 @@ class MaskedConvBN(nn.Module):
         if k > 1:
             tap = jnp.abs(jnp.arange(k) - k // 2) <= active_kernel // 2
             kernel = kernel * (tap[:, None] & tap[None])[:, :, None, None].astype(self.dtype)
-        x = x.astype(self.dtype)
-        if self.depthwise:
-            images_per_chip = None if self.data_shards is None else x.shape[0] / self.data_shards
-            x = depthwise_conv(x, kernel, stride=self.stride, padding=self.architecture.padding, images_per_chip=images_per_chip)
-        elif k == 1 and self.stride == 1:
-            x = pointwise_conv(x, kernel)
-        else:
-            x = dense_conv(x, kernel, stride=self.stride, padding=self.architecture.padding)
-        x = checkpoint_name(x, 'convolution')
+        x = convolve(x.astype(self.dtype), kernel, self.stride, self.architecture.padding, self.depthwise, self.data_shards)
         x = BatchNorm(
             momentum=self.architecture.bn_momentum,
             epsilon=self.architecture.bn_epsilon,
