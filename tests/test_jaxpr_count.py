@@ -37,6 +37,7 @@ def test_all_models_agree_with_their_rows(name):
     assert jaxpr_count.count_module(models.build(name), (1, side, side, 3), train=False) == by_rows(architecture)
 
 
+@pytest.mark.slow
 def test_a_scaled_model_agrees_at_an_odd_resolution():
     architecture = scaling.scale(architectures.get('mnasnet_small'), depth=1.4, width=1.2, resolution=1.3)
     assert architecture.resolution == 291
