@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Iterable
+from typing import Any
 
 from efficientnet_jax.scaling import round_filters, round_repeats
 
@@ -245,7 +247,7 @@ def names() -> tuple[str, ...]:
     return tuple(ARCHITECTURES)
 
 
-def stages(rows) -> tuple[Stage, ...]:
+def stages(rows: Iterable[Iterable[Any]]) -> tuple[Stage, ...]:
     """Stages from rows of plain values, the fields of Stage in order (config.stages). Raises ValueError with the row that is wrong."""
     made = []
     for row in rows:

@@ -1,6 +1,7 @@
 """From an image file to what the network takes; one frozen record that travels with the weights."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -29,10 +30,10 @@ class Preprocess:
     resolution: int
     crop: int | float | None = 32
     interpolation: str = 'bicubic'
-    mean: tuple = IMAGENET['mean']
-    std: tuple = IMAGENET['std']
+    mean: tuple[float, ...] = IMAGENET['mean']
+    std: tuple[float, ...] = IMAGENET['std']
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.resolution < 1:
             raise ValueError(f'resolution={self.resolution} must be at least 1 pixel.')
         is_padding = type(self.crop) is int and self.crop >= 0
@@ -47,14 +48,14 @@ class Preprocess:
                     f'{name}={values!r} must be three numbers in pixel values 0..255' + (', above 0.' if name == 'std' else '.')
                 )
 
-    def __call__(self, image, name='image'):
+    def __call__(self, image: bytes | np.ndarray, name: str = 'image') -> np.ndarray:
         """Image-file bytes or uint8 [h, w], [h, w, 1], [h, w, 3] or [h, w, 4] array -> float32 [resolution, resolution, 3], normalised.
 
         Raises ValueError that contains `name` for empty, truncated or unreadable input.
         """
         return self.normalise(self.to_uint8(image, name))
 
-    def to_uint8(self, image, name='image'):
+    def to_uint8(self, image: bytes | np.ndarray, name: str = 'image') -> np.ndarray:
         """As __call__, without the normalisation: uint8 [resolution, resolution, 3]."""
         import tensorflow as tf
 
@@ -68,19 +69,19 @@ class Preprocess:
         y, x, height, width = (int(v) for v in self.window(tf.constant(pixels.shape[:2])))
         return decode.resize(tf.constant(pixels[y : y + height, x : x + width]), self.resolution, self.interpolation).numpy()
 
-    def normalise(self, x):
+    def normalise(self, x: Any) -> Any:
         """[..., 3] uint8 or float, NumPy or jax -> float32, (x - mean) / std. Pure arithmetic: the jitted step calls it on the device."""
         shape = (1,) * (x.ndim - 1) + (3,)
         mean = np.asarray(self.mean, np.float32).reshape(shape)
         std = np.asarray(self.std, np.float32).reshape(shape)
         return (x.astype(np.float32) - mean) / std
 
-    def graph(self, encoded, orientation):
+    def graph(self, encoded: Any, orientation: Any) -> Any:
         """Scalar string tensor and int32 tensor, both from decode.mend -> uint8 tensor [resolution, resolution, 3]; for tf.data."""
         size = decode.image_size(encoded, orientation)
         return decode.resize(decode.decode_window(encoded, size, self.window(size), orientation), self.resolution, self.interpolation)
 
-    def window(self, size):
+    def window(self, size: Any) -> Any:
         """int32 tensor [height, width] -> int32 tensor [y, x, height, width], the part of the image that is used."""
         import tensorflow as tf
 
@@ -91,7 +92,7 @@ class Preprocess:
         return tf.concat([(size - side + 1) // 2, [side, side]], 0)
 
 
-def _rgb(pixels, name):
+def _rgb(pixels: np.ndarray, name: str) -> np.ndarray:
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.size == 0 or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
         raise ValueError(
             f'{name}: an array must be uint8 [h, w], [h, w, 1], [h, w, 3] or [h, w, 4]; this is {pixels.dtype} {list(pixels.shape)}.'

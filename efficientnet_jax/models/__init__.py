@@ -13,7 +13,7 @@ __all__ = ['REMAT', 'MBConvNet', 'build']
 
 
 def build(
-    name_or_architecture: str | architectures.Architecture, num_classes: int = 1000, dtype: Any = jnp.float32, **options
+    name_or_architecture: str | architectures.Architecture, num_classes: int = 1000, dtype: Any = jnp.float32, **options: Any
 ) -> MBConvNet:
     """The Linen module of a named or given architecture.
 

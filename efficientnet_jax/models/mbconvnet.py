@@ -155,14 +155,14 @@ class BlockModule(nn.Module):
         elif block.op == 'conv':
             squeeze = block.se_filters is not None
             x = conv('conv', block.out_filters, block.kernel, block.stride)(x, train=train, squeeze=squeeze)
-            if squeeze:
+            if block.se_filters is not None:
                 x = SqueezeExcite(block.se_filters, activation, self.dtype, name='se')(*x)
         else:
             if block.expand_filters != block.in_filters:
                 x = conv('expand', block.expand_filters)(x, train=train)
             squeeze = block.se_filters is not None
             x = conv('depthwise', block.expand_filters, block.kernel, block.stride, depthwise=True)(x, train=train, squeeze=squeeze)
-            if squeeze:
+            if block.se_filters is not None:
                 x = SqueezeExcite(block.se_filters, activation, self.dtype, name='se')(*x)
             x = conv('project', block.out_filters, activation=activation if block.op == 'separable' else None)(x, train=train)
         if not block.residual:
@@ -198,7 +198,7 @@ class MBConvNet(nn.Module):
     data_shards: int | None = None
 
     @nn.compact
-    def __call__(self, images, *, train: bool = False, features: bool = False):
+    def __call__(self, images: jax.Array, *, train: bool = False, features: bool = False) -> jax.Array | dict[str, jax.Array]:
         """Normalised images [N, H, W, 3] -> logits [N, num_classes] float32, or with `features` a dict of endpoints.
 
         Training needs the rng stream 'dropout' (dropout and drop path) and mutable 'batch_stats'.

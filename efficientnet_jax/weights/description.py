@@ -24,6 +24,11 @@ def describe(architecture: Architecture, num_classes: int, preprocess: Preproces
     return json.loads(json.dumps(content))
 
 
+def _tuples(recipe: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists where the record has tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in recipe.items()}
+
+
 def parse(content: dict[str, Any], where: str) -> tuple[Architecture, int, Preprocess | None, tuple[str, ...] | None]:
     """(architecture, number of classes, preprocess, class names). Raises ValueError for what this version did not write."""
     try:
@@ -31,7 +36,7 @@ def parse(content: dict[str, Any], where: str) -> tuple[Architecture, int, Prepr
         fields['stages'] = tuple(Stage(**stage) for stage in fields['stages'])
         recipe = content['preprocess']
         if recipe is not None:
-            recipe = Preprocess(**{key: tuple(value) if isinstance(value, list) else value for key, value in recipe.items()})
+            recipe = Preprocess(**_tuples(recipe))
         names = content['class_names']
         return Architecture(**fields), int(content['num_classes']), recipe, None if names is None else tuple(names)
     except (KeyError, TypeError) as error:

@@ -80,8 +80,8 @@ def preprocess(architecture: Architecture, naming: str, file: File) -> Preproces
     if naming == 'timm' and file.timm_config is not None:
         return _timm_config(file.timm_config, architecture)
     if naming == 'torchvision' or (naming == 'timm' and architecture.name == 'resnet50'):
-        crop, resize, interpolation = TORCHVISION.get(architecture.name, (architecture.resolution, 256, 'bilinear'))
-        return Preprocess(crop, crop / resize, interpolation, **IMAGENET)
+        side, resize, interpolation = TORCHVISION.get(architecture.name, (architecture.resolution, 256, 'bilinear'))
+        return Preprocess(side, side / resize, interpolation, **IMAGENET)
     if naming == 'timm' and architecture.padding == 'symmetric':
         resolution, crop = TIMM_TEST.get(architecture.name, (architecture.resolution, 0.875))
         return Preprocess(resolution, crop, 'bicubic', **IMAGENET)

@@ -24,7 +24,7 @@ def recognise(file: File, architecture: Architecture) -> str:
     for naming in names.known(architecture):
         theirs = {array.theirs for array in names.arrays(architecture, naming)}
         scores[naming] = len(theirs & file.arrays.keys()) / max(1, len(theirs))
-    best = max(scores, key=scores.get)
+    best = max(scores, key=lambda naming: scores[naming])
     # A model of another depth shares its first blocks, so half of the names is far more than chance.
     if scores[best] < 0.3:
         seen = ', '.join(f'{name} {list(value.shape)}' for name, value in list(file.arrays.items())[:SHOWN])

@@ -58,6 +58,7 @@ def modules(architecture: Architecture, num_classes: int = 1000) -> list[Module]
             elif part == 'conv':
                 conv(path, k, i if block.op == 'conv' else e, e)
             elif part == 'se':
+                assert block.se_filters is not None  # or parts would not list it
                 rows.append(Module(f'{path}/reduce', 'gate', (e, block.se_filters)))
                 rows.append(Module(f'{path}/expand', 'gate', (block.se_filters, e)))
             else:

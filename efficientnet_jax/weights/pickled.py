@@ -38,7 +38,7 @@ class Refused(ValueError):
 class _Storage(NamedTuple):
     dtype: np.dtype
     key: str
-    count: int
+    elements: int
 
 
 class _Tensor(NamedTuple):
@@ -61,7 +61,7 @@ def _parameter(tensor, *_):
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file, where):
+    def __init__(self, file, where) -> None:
         super().__init__(file, encoding='utf-8')
         self.where = where
         self.storages: dict[str, _Storage] = {}
@@ -124,16 +124,16 @@ def _read_stream(data, where):
     values = {}
     for key in _Unpickler(file, where).load():
         storage = unpickler.storages[key]
-        if int.from_bytes(file.read(8), 'little') != storage.count:
+        if int.from_bytes(file.read(8), 'little') != storage.elements:
             raise ValueError(f'storage {key} has another length than announced')
-        values[key] = _values(storage, file.read(storage.count * storage.dtype.itemsize))
+        values[key] = _values(storage, file.read(storage.elements * storage.dtype.itemsize))
     return _fill(content, values)
 
 
 def _values(storage, raw):
-    if len(raw) < storage.count * storage.dtype.itemsize:
-        raise ValueError(f'storage {storage.key} has {len(raw)} bytes of {storage.count * storage.dtype.itemsize}')
-    return np.frombuffer(raw, storage.dtype, storage.count)
+    if len(raw) < storage.elements * storage.dtype.itemsize:
+        raise ValueError(f'storage {storage.key} has {len(raw)} bytes of {storage.elements * storage.dtype.itemsize}')
+    return np.frombuffer(raw, storage.dtype, storage.elements)
 
 
 def _fill(content, values):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ def save(
     name_or_architecture: str | Architecture,
     format: str = 'timm',
     preprocess: Preprocess | None = None,
-    class_names=None,
+    class_names: Sequence[str] | None = None,
 ) -> None:
     """Writes variables to a .safetensors or .npz file; `load` gives the same bits back, padding, epsilon and preprocessing included.
 
@@ -51,7 +52,7 @@ def save(
             'Give the architecture that the module has (module.architecture).'
         )
     layout = names.NAMINGS[format].layout
-    theirs = {row.theirs: np.ascontiguousarray(names.to_theirs(ours[row.path], row.kind, layout)) for row in rows}
+    theirs: dict[str, Any] = {row.theirs: np.ascontiguousarray(names.to_theirs(ours[row.path], row.kind, layout)) for row in rows}
     note = json.dumps(description.describe(architecture, num_classes, preprocess, class_names))
     partial = path + '.partial'  # a run that is killed here leaves no half file under the final name
     if path.endswith('.npz'):

@@ -13,7 +13,7 @@ from efficientnet_jax.weights.load import FLAVOUR, load
 
 class Start(NamedTuple):
     flavour: dict[str, Any]  # fields of Architecture that the weights decide
-    preprocess: Preprocess
+    preprocess: Preprocess | None  # None: the config's
     num_classes: int
     class_names: tuple[str, ...] | None
     variables: dict[str, Any] | None  # without params/classifier where the classes differ; None when a checkpoint has them
@@ -27,7 +27,7 @@ def start(config, directory: str | None, num_classes: int | None = None, new_hea
     Raises what weights.load raises, and ValueError for a model.json of another version.
     """
     written = workdir.read_description(directory)
-    if written is not None and _has_checkpoint(directory):
+    if directory is not None and written is not None and _has_checkpoint(directory):
         architecture, count, preprocess, names = description.parse(written, os.path.join(directory, workdir.DESCRIPTION))
         return Start(_flavour(architecture), preprocess, count, names, None)
     if config.init_from is None:

@@ -1,0 +1,122 @@
+"""The wheel holds the library, its core is jax, flax and optax, and what pyproject.toml asks for is what requirements.txt installs."""
+
+import ast
+import importlib.metadata
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+EXTRAS = PROJECT['optional-dependencies']
+OF_THE_CORE = {'absl-py', 'etils', 'ml-dtypes', 'orbax-checkpoint', 'scipy'}  # jax and flax bring these, asked for by name or not
+
+
+def lower_bounds(requirements):
+    """{name: lowest version} of lines like 'jax[tpu]>=0.10.2,<0.12  # why'; '==' counts as the lowest too."""
+    found = {}
+    for line in requirements:
+        name, version = re.match(r'([\w.-]+)(?:\[\w+\])?\s*(?:[>=]=([\d.]+))?', line).groups()
+        found[plain(name)] = version
+    return found
+
+
+def plain(name):
+    """The name of a distribution as the package index compares them."""
+    return re.sub('[-_.]+', '-', name).lower()
+
+
+def owners_of_modules():
+    """{name that is imported: names of the distributions that have its files} of what is installed here."""
+    return {module: {plain(owner) for owner in owners} for module, owners in importlib.metadata.packages_distributions().items()}
+
+
+def installs(*extras):
+    """What pip installs with these extras, theirs in turn included."""
+    wanted = lower_bounds(PROJECT['dependencies'])
+    for extra in extras:
+        for line in EXTRAS[extra]:
+            inner = re.fullmatch(r'efficientnet_jax\[(\w+)\]', line)
+            wanted |= installs(inner[1]) if inner else lower_bounds([line])
+    return wanted
+
+
+def test_requirements_are_the_core_and_all_extras():
+    lines = [line for line in (ROOT / 'requirements.txt').read_text().splitlines() if line and not line.startswith('#')]
+    assert lower_bounds(lines) == installs(*EXTRAS)
+
+
+def imports(path):
+    """Top-level names of all that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split('.')[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.split('.')[0]
+
+
+def test_extras_hold_every_import_of_library_and_main():
+    """Packages are known by the name they are imported under: that of the distribution which has the files."""
+    owners = owners_of_modules()
+    own = {'efficientnet_jax', 'configs', *sys.stdlib_module_names}
+    own.add('huggingface_hub')  # asked for by the error of who names weights there (README, fine-tune)
+    given = set(installs('train', 'search')) | OF_THE_CORE
+    paths = [ROOT / 'main.py', *(ROOT / 'configs').glob('*.py'), *(ROOT / 'efficientnet_jax').rglob('*.py')]
+    for path in paths:
+        for name in set(imports(path)) - own:
+            assert owners.get(name, {name}) & given, f'{path} imports {name}, which no extra of pyproject.toml installs'
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    """Built from a copy, so that nothing is left beside the sources."""
+    folder = tmp_path_factory.mktemp('wheel')
+    for name in ('pyproject.toml', 'README.md'):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / 'efficientnet_jax', folder / 'efficientnet_jax', ignore=shutil.ignore_patterns('__pycache__'))
+    command = [sys.executable, '-m', 'pip', 'wheel', '.', '--quiet', '--no-deps', '--no-build-isolation', '--wheel-dir', 'dist']
+    subprocess.run(command, cwd=folder, check=True)
+    (built,) = (folder / 'dist').glob('*.whl')
+    return built
+
+
+def test_wheel_holds_the_whole_library_and_nothing_else(wheel):
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if '.dist-info/' not in name}
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / 'efficientnet_jax').rglob('*') if path.is_file()}
+    assert names == {name for name in files if '__pycache__' not in name}
+    assert {'efficientnet_jax/py.typed', 'efficientnet_jax/data/imagenet_classes.txt'} <= names
+
+
+LIGHT = """
+import importlib.abc, sys
+REFUSED = {refused!r}
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in REFUSED:
+            raise ModuleNotFoundError('refused: ' + name, name=name)
+
+sys.meta_path.insert(0, Refuse())
+sys.path.insert(0, {wheel!r})
+import jax, jax.numpy as jnp
+import efficientnet_jax, efficientnet_jax.models, efficientnet_jax.step, efficientnet_jax.optim
+assert efficientnet_jax.__file__.startswith({wheel!r}), efficientnet_jax.__file__
+module = efficientnet_jax.models.build('efficientnet_b0')
+shapes = jax.eval_shape(lambda key, x: module.init(key, x, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+print(sum(x.size for x in jax.tree.leaves(shapes['params'])))
+"""
+
+
+def test_models_and_step_need_the_core_only(wheel, tmp_path):
+    extra = set(installs(*EXTRAS)) - set(installs()) - OF_THE_CORE
+    refused = {name for name, distributions in owners_of_modules().items() if distributions & extra}
+    assert {'tensorflow', 'tensorflow_datasets', 'ml_collections', 'sklearn', 'PIL', 'matplotlib', 'optuna'} <= refused
+    script = LIGHT.format(refused=refused, wheel=str(wheel))
+    done = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == '5288548', done.stderr  # parameters of B0, tests/test_counting.py
