@@ -144,6 +144,8 @@ def get_config() -> ConfigDict:
 
     # A supernet of candidates, see efficientnet_jax/search/supernet.py.
     config.supernet = ConfigDict()
+    config.supernet.epochs = placeholder(float)  # search: of its training; None: epochs
+    config.supernet.steps = placeholder(int)  # search: updates, overrides epochs; None: steps
     config.supernet.largest_share = 0.0  # part of the steps that train the largest candidate; the others draw one uniformly
     config.supernet.calibration_batches = 4  # training batches that give a candidate its batch statistics before it is evaluated
 
@@ -156,12 +158,41 @@ def get_config() -> ConfigDict:
     config.plan.classes = placeholder(int)  # None: the data set's where it is prepared, else ImageNet's 1000
     config.plan.examples = placeholder(int)  # training images; None: likewise, else ImageNet's 1,281,167
 
-    # Architecture search, library code so far: see efficientnet_jax/search/.
+    # Architecture search (--mode=search, configs/search.py), see efficientnet_jax/search/. Candidates have this config's stem, head, width and depth.
     config.search = ConfigDict()
+    config.search.action = 'run'  # 'run', 'status', 'finalists' (the best trained in full) or 'proxy_check' (what the proxy is worth)
+    config.search.strategy = 'evolution'  # 'random', 'evolution', 'ppo', 'tpe' or 'nsga2'; random runs beside each at equal cost
+    config.search.space = 'efficientnet'  # or 'mnasnet_paper' (search/space.py)
+    config.search.ops = ('conv', 'separable', 'mbconv')  # operators that a stage may have
+    config.search.trials = (
+        8000  # candidates of each arm, the strategy and random; a candidate that comes again counts (arXiv 1807.11626: 8K)
+    )
+    config.search.evaluation = (
+        'train'  # 'train' (each on its own), 'supernet' (shared weights) or 'oracle' (made-up accuracies, for a dry run)
+    )
     config.search.reward = 'mnas'  # 'mnas', 'mnas_hard' or 'absolute' (objective.py)
-    config.search.cost = 'macs'  # 'macs', 'params' or 'activations'
+    config.search.cost = 'macs'  # 'macs', 'params', 'activations' or 'step_seconds' (of an update, measured on the devices here)
     config.search.target = 400e6  # T, in the cost's unit (arXiv 1905.11946, section 4)
     config.search.w = -0.07  # exponent of cost / T (likewise)
+    # The proxy task: what a candidate is trained for and on. A hold-out from train, never what eval_split says.
+    config.search.train_split = 'train[:-50000]'  # arXiv 1807.11626, section 5
+    config.search.eval_split = 'train[-50000:]'  # accuracies of the search (likewise)
+    config.search.epochs = 5.0  # of train_split (likewise)
+    config.search.steps = placeholder(int)  # updates; overrides epochs
+    config.search.warmup_epochs = 1.0
+    config.search.resolution = placeholder(int)  # pixels; None: those of the network that is searched, for which the cost is counted
+    config.search.rungs = placeholder(int)  # times that candidates are compared on their way and the worse are stopped; None: never
+    config.search.rung_factor = 2  # at a rung one of so many goes on, and it takes so many times the steps to the next (arXiv 1810.05934)
+    config.search.compile_ahead = False  # compile the next candidate in a thread meanwhile; for accelerators, whose host is idle
+    config.search.keep_checkpoints = False  # of candidates that are done
+    config.search.storage = placeholder(str)  # journal:PATH, sqlite:///PATH or postgresql://...; None: a journal in the workdir
+    config.search.name = 'search'  # of the Optuna study in the storage
+    config.search.lease_seconds = 60.0  # after which a silent worker's candidate is given to another
+    config.search.retry = False  # try failed candidates again
+    config.search.finalists = 15  # finalists: the best so many by reward (arXiv 1807.11626, section 5)
+    config.search.checked = 10  # proxy_check: random candidates
+    config.search.check_seeds = 3  # proxy_check: runs of each proxy
+    config.search.seeds = 1  # finalists, proxy_check: runs in full of each, with seed, seed + 1, ...
     config.search.population = 100  # evolution (arXiv 1802.01548), nsga2; random candidates that tpe begins with
     config.search.sample = 25  # evolution: of which the best is the parent (likewise)
     config.search.ppo_batch = 20  # ppo: candidates between two updates

@@ -150,15 +150,33 @@ class Queue:
         self._queue_again()
         return keys
 
+    def points(self) -> dict[str, dict[str, Any]]:
+        """{key: {'state', 'point', 'attributes', 'number', 'values', 'seconds', 'why'}} of all points, from the trial that counts.
+
+        state: 'waiting', 'running', 'complete' or 'failed'; one that is to be queued again is waiting. point: what add() was given, or
+        the parameters that the sampler suggested. attributes: those of complete() and of trial.set_user_attr(). values and seconds: of
+        completed points, else None. why: '' or the reason of the failure.
+        """
+        found = {}
+        for key, trials in self._by_key().items():
+            trial = next((t for state in ('COMPLETE', 'RUNNING', 'WAITING') for t in trials if t.state.name == state), trials[-1])
+            failed = trial.state.name == 'FAIL'
+            done = trial.state.name == 'COMPLETE'
+            found[key] = {
+                'state': ('waiting' if self._due_again(trials) else 'failed') if failed else trial.state.name.lower(),
+                'point': _point(trial),
+                'attributes': {name: value for name, value in trial.user_attrs.items() if name not in OWN_ATTRIBUTES},
+                'number': trial.number,
+                'values': list(trial.values) if done else None,
+                'seconds': (trial.datetime_complete - trial.datetime_start).total_seconds() if done else None,
+                'why': trial.user_attrs.get('why', ''),
+            }
+        return found
+
     def counts(self) -> dict[str, int]:
-        """{'waiting', 'running', 'complete', 'failed'}: points by the state of their newest trial; copies are not counted."""
-        counts = dict.fromkeys(('waiting', 'running', 'complete', 'failed'), 0)
-        for trials in self._by_key().values():
-            states = {trial.state.name for trial in trials}
-            again = states == {'FAIL'} and self._due_again(trials)
-            first = next((s for s in ('COMPLETE', 'RUNNING', 'WAITING') if s in states), 'WAITING' if again else 'FAILED')
-            counts[first.lower()] += 1
-        return counts
+        """{'waiting', 'running', 'complete', 'failed'}: points by their state; copies are not counted."""
+        states = [point['state'] for point in self.points().values()]
+        return {state: states.count(state) for state in ('waiting', 'running', 'complete', 'failed')}
 
     def finished(self) -> bool:
         """Whether no point waits or runs."""
@@ -166,27 +184,13 @@ class Queue:
         return counts['waiting'] == counts['running'] == 0
 
     def results(self) -> list[dict[str, Any]]:
-        """[{'key', 'point', 'values', 'attributes', 'number', 'seconds'}] of the completed points in the order of their trials.
-
-        point: what add() was given, or the parameters that the sampler suggested. attributes: those of complete().
-        """
-        done = [trials[0] for trials in self._by_key('COMPLETE').values()]
-        return [
-            {
-                'key': trial.user_attrs.get('key'),
-                'point': _point(trial),
-                'values': list(trial.values),
-                'attributes': {key: value for key, value in trial.user_attrs.items() if key not in OWN_ATTRIBUTES},
-                'number': trial.number,
-                'seconds': (trial.datetime_complete - trial.datetime_start).total_seconds(),
-            }
-            for trial in sorted(done, key=lambda trial: trial.number)
-        ]
+        """[{'key', 'point', 'values', 'attributes', 'number', 'seconds'}] of the completed points in the order of their trials."""
+        done = [{'key': key, **point} for key, point in self.points().items() if point['state'] == 'complete']
+        return sorted(done, key=lambda result: result['number'])
 
     def failures(self) -> dict[str, str]:
         """{key: why} of the points that failed and are not queued again."""
-        failed = {key: trials for key, trials in self._by_key().items() if {trial.state.name for trial in trials} == {'FAIL'}}
-        return {key: trials[-1].user_attrs.get('why', '') for key, trials in failed.items() if not self._due_again(trials)}
+        return {key: point['why'] for key, point in self.points().items() if point['state'] == 'failed'}
 
     def retry(self) -> int:
         """Queues the failed points again, whatever failed them (a person mended it); how many."""
@@ -199,11 +203,11 @@ class Queue:
     def _trials(self):
         return self._storage.get_all_trials(self.study._study_id, deepcopy=False)
 
-    def _by_key(self, state: str | None = None) -> dict[str, list]:
+    def _by_key(self) -> dict[str, list]:
         """{key: its trials in order, copies left out}"""
         groups: dict[str, list] = {}
         for trial in self._trials():
-            if trial.user_attrs.get('why') != 'duplicate' and state in (None, trial.state.name):
+            if trial.user_attrs.get('why') != 'duplicate':
                 groups.setdefault(trial.user_attrs.get('key', f'ask{trial.number}'), []).append(trial)
         return groups
 

@@ -72,7 +72,7 @@ def _slice(root, split, by_split):
     import tensorflow_datasets as tfds
 
     table = ', '.join(f'{name} ({len(members):,})' for name, members in sorted(by_split.items()))
-    infos = {name: _split_info(name, len(members)) for name, members in by_split.items()}
+    infos = {name: split_info(name, len(members)) for name, members in by_split.items()}
     try:
         pieces = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
     except (ValueError, KeyError, AssertionError) as e:
@@ -83,7 +83,7 @@ def _slice(root, split, by_split):
     return chosen
 
 
-def _split_info(name, examples):
+def split_info(name, examples):
     import tensorflow_datasets as tfds
 
     return tfds.core.SplitInfo(name=name, shard_lengths=[examples], num_bytes=0)

@@ -35,7 +35,7 @@ from efficientnet_jax.train import train
 def scaled(space: Space, config) -> Space:
     """The space with stem, head, width, depth, dropout and so on of the config: its candidates are what config.stages=space.rows(c) trains."""
     if config.stages is not None:
-        raise ValueError('stages must be None: the stages of a supernet are those of its space.')
+        raise ValueError('stages must be None: those of a candidate or a supernet come from its space.')
     resolution = experiments.preprocess_of(config).resolution
     return dataclasses.replace(space, base=dataclasses.replace(experiments.architecture_of(config), resolution=resolution))
 
@@ -78,11 +78,23 @@ def train_supernet(config, space: Space, workdir: str) -> tuple[TrainState, Expe
         return {split: evaluator(exp).score(variables, candidate) for split, candidate in ends.items()}
 
     train(config, workdir, build=functools.partial(build, space), evaluate=evaluate)
+    return load_supernet(config, space, workdir)
+
+
+def load_supernet(config, space: Space, workdir: str) -> tuple[TrainState, Experiment]:
+    """The newest checkpoint of a supernet that is trained in workdir. Raises ValueError where there is none."""
     source = sources.open_source(config.dataset, config.train_split, config.data_dir)
     exp = build(space, config, source.num_classes, len(source))
-    checkpoints = Checkpoints(os.path.join(os.path.abspath(workdir), 'checkpoints'), read_only=True)
-    state, _, _ = checkpoints.restore_latest(exp.abstract_state())
-    checkpoints.close()
+    directory = os.path.join(os.path.abspath(workdir), 'checkpoints')
+    state = None
+    if os.path.isdir(directory):
+        checkpoints = Checkpoints(directory, read_only=True)
+        state, _, _ = checkpoints.restore_latest(exp.abstract_state())
+        checkpoints.close()
+    if state is None:
+        raise ValueError(
+            f'{workdir} holds no supernet; its worker trained it elsewhere. All workers of it need one --workdir on shared storage.'
+        )
     return state, exp
 
 
@@ -94,7 +106,7 @@ class Evaluator:
         number = config.supernet.calibration_batches
         if number < 1:
             raise ValueError(f'supernet.calibration_batches={number} must be at least 1.')
-        self._calibration = [put(exp.mesh, batch) for batch in _train_batches(exp, config, number)]
+        self._calibration = train_batches(exp, config, number)
         source = sources.open_source(config.dataset, config.eval_split, config.data_dir)
         batches = pipeline.eval_batches(
             source, batch_size=config.eval_batch_size, preprocess=exp.preprocess, max_corrupt=config.max_corrupt,
@@ -121,8 +133,8 @@ class Evaluator:
         return {'params': variables['params'], 'batch_stats': jax.tree.map(lambda *x: sum(x) / len(x), *parts)}
 
 
-def _train_batches(exp: Experiment, config, number: int):
-    """The first batches of training, augmented as there."""
+def train_batches(exp: Experiment, config, number: int):
+    """The first batches of training, augmented as there, on the devices."""
     source = sources.open_source(config.dataset, config.train_split, config.data_dir)
     stream = pipeline.train_batches(
         source, batch_size=config.batch_size, resolution=exp.preprocess.resolution, seed=config.seed, augment=exp.augment,
@@ -130,7 +142,7 @@ def _train_batches(exp: Experiment, config, number: int):
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
     try:
-        return list(itertools.islice(stream, number))
+        return [put(exp.mesh, batch) for batch in itertools.islice(stream, number)]
     finally:
         stream.close()
 
