@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 # Module with the function (config, workdir) of the mode's name, imported when it is asked for.
-MODES = {'train': 'train', 'evaluate': 'evaluate', 'predict': 'predict', 'plan': 'plan', 'export': 'export', 'study': 'study'}
+MODES = {mode: mode for mode in ('train', 'evaluate', 'predict', 'plan', 'export', 'study')} | {'search': 'search.run'}
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Path of a config, for example configs/b7.py; --config.KNOB=VALUE overrides.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for checkpoints, metrics and results.')
