@@ -165,11 +165,9 @@ def get_config() -> ConfigDict:
     config.search.space = 'efficientnet'  # or 'mnasnet_paper' (search/space.py)
     config.search.ops = ('conv', 'separable', 'mbconv')  # operators that a stage may have
     config.search.trials = (
-        8000  # candidates of each arm, the strategy and random; a candidate that comes again counts (arXiv 1807.11626: 8K)
+        8000  # slots of the strategy and as many of random; a candidate that comes again takes one (arXiv 1807.11626: 8K)
     )
-    config.search.evaluation = (
-        'train'  # 'train' (each on its own), 'supernet' (shared weights) or 'oracle' (made-up accuracies, for a dry run)
-    )
+    config.search.evaluation = 'train'  # 'train' (each on its own), 'supernet' (shared weights), 'oracle' (made up, for a dry run)
     config.search.reward = 'mnas'  # 'mnas', 'mnas_hard' or 'absolute' (objective.py)
     config.search.cost = 'macs'  # 'macs', 'params', 'activations' or 'step_seconds' (of an update, measured on the devices here)
     config.search.target = 400e6  # T, in the cost's unit (arXiv 1905.11946, section 4)

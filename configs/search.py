@@ -43,7 +43,7 @@ def small(config):
     search.ops = ('separable', 'mbconv')
     search.steps = 60
     search.target = 648096.0  # multiply-adds of B0 at this width, depth and resolution
-    search.trials, search.population, search.sample = 32, 12, 4
+    search.trials, search.population, search.sample = 24, 8, 3
     search.ppo_batch = 8
     search.finalists, search.checked = 5, 8
     config.supernet.steps, config.supernet.largest_share = 1500, 0.2
