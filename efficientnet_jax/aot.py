@@ -9,6 +9,7 @@ Costs are kept beside JAX's compilation cache, where that is on, so that the sam
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -72,6 +73,7 @@ class StepCost:
     kinds: dict[str, float]  # {'depthwise': cycles per image}
     collectives: dict[str, dict[str, float]]  # {'all-reduce': {'count': per step, 'bytes': per device and step}}
     compile_seconds: float
+    blocks: dict[str, float] = dataclasses.field(default_factory=dict)  # {'stage1_block1': cycles per image}, and as places
 
     @property
     def peak_bytes(self) -> int:
@@ -88,22 +90,22 @@ class DoesNotFit(ValueError):
         self.needed_bytes = float(sizes[1]) * 2 ** (10 * ' KMGT'.index(sizes[2])) if sizes else None
 
 
-def generation(topology: str) -> Generation:
-    """Peaks of a topology's generation. Raises ValueError for a name that is not like 'v5e:4x4'."""
+def generation(topology: str, knob: str = 'plan.topology') -> Generation:
+    """Peaks of a topology's generation. Raises ValueError, which names the knob, for a name that is not like 'v5e:4x4'."""
     name, _, shape = topology.partition(':')
     if name not in GENERATIONS or not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)+', shape) or shape.count('x') + 1 != GENERATIONS[name].axes:
         raise ValueError(
-            f"plan.topology={topology!r} must be GENERATION:SHAPE, for example 'v5e:4x4' or 'v4:2x2x4' (v4 and v5p have three axes); "
+            f"{knob}={topology!r} must be GENERATION:SHAPE, for example 'v5e:4x4' or 'v4:2x2x4' (v4 and v5p have three axes); "
             f'generations: {", ".join(GENERATIONS)}.'
         )
     return GENERATIONS[name]
 
 
-def slice_devices(topology: str) -> list:
+def slice_devices(topology: str, knob: str = 'plan.topology') -> list:
     """Stand-ins for the devices of a slice. Raises ValueError for a shape that cannot be, and where libtpu is not installed."""
-    options = generation(topology).options
+    options = generation(topology, knob).options
     if importlib.util.find_spec('libtpu') is None:
-        raise ValueError(f"plan.topology={topology!r} needs libtpu, the TPU compiler; install it with: pip install 'jax[tpu]'.")
+        raise ValueError(f"{knob}={topology!r} needs libtpu, the TPU compiler; install it with: pip install 'jax[tpu]'.")
     # No TPU is asked for: neither the metadata server of a TPU VM nor the chips, so several compilers may run at a time.
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
     os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
@@ -113,12 +115,29 @@ def slice_devices(topology: str) -> list:
     axes = [int(side) for side in shape.split('x')]
     host = tuple(min(side, most) for side, most in zip([*axes, 1], (2, 2, 1), strict=False))  # hosts of four chips, smaller slices one host
     try:
-        return topologies.get_topology_desc(topology, platform='tpu', chips_per_host_bounds=host, **options).devices
+        with _answers():
+            return topologies.get_topology_desc(topology, platform='tpu', chips_per_host_bounds=host, **options).devices
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f'plan.topology={topology!r} must be a shape in which {name} slices exist, sides 1, 2 or even: {reason}'
+            f'{knob}={topology!r} must be a shape in which {name} slices exist, sides 1, 2 or even: {reason}'
         ) from error
+
+
+@contextlib.contextmanager
+def _answers():
+    """libtpu asks the environment what machine this is, and complains on stderr where it gets no answer; any will do, since none is used.
+
+    Only for the moment: hosts.in_cluster would take this process for one of a pod.
+    """
+    made_up = {'TPU_ACCELERATOR_TYPE': 'v5litepod-4', 'TPU_WORKER_HOSTNAMES': 'localhost'}
+    made_up = {name: value for name, value in made_up.items() if name not in os.environ}
+    os.environ.update(made_up)
+    try:
+        yield
+    finally:
+        for name in made_up:
+            del os.environ[name]
 
 
 def abstract_batch(exp: Experiment, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -236,6 +255,7 @@ def _compile(lowered: jax.stages.Lowered, images: float) -> dict[str, Any]:
         'kinds': {name: cycles / images for name, cycles in hlo_cost.sums(ops, hlo_cost.kind).items()},
         'collectives': collectives,
         'compile_seconds': seconds,
+        'blocks': {name: cycles / images for name, cycles in hlo_cost.sums(ops, hlo_cost.block).items()},
     }
 
 

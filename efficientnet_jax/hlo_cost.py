@@ -153,6 +153,12 @@ def place(path: str) -> str:
     return next((scope for scope in ('inputs', 'optimizer') if f'/{scope}/' in path), 'other')
 
 
+def block(path: str) -> str:
+    """As place, but a stage's operations go to their block: 'stage3_block1'."""
+    layer = _LAYER.search(path)
+    return layer[0][1:] if layer else place(path)
+
+
 def direction(path: str) -> str:
     """'recompute' for what rematerialisation runs again, 'backward' for gradients, 'forward' for all else."""
     if 'rematted_computation' in path and 'transpose(' not in path.split('rematted_computation', 1)[1]:

@@ -1,13 +1,13 @@
-"""Estimated TPU cycles of any candidate of a space, as a sum over its blocks, from a table that few compiles fill.
+"""Estimated TPU cycles of any candidate of a space: a sum over its blocks, from a table that few compiles fill.
 
     cost = cycle_cost(space, config, folder)    # nothing is compiled yet
     cost(candidate)                             # cycles an image; compiles what the table lacks, seconds to a minute a network
     cost.fill()                                 # or all of it at once
 
-A block costs the same wherever it stands, nearly: by operator, kernel, stride, filters, squeeze-excite, shortcut and the pixels of its
-input. So the space's blocks are laid into as few networks as a greedy choice finds (cover), each is compiled ahead of time for
-config.study.chip, and the compiler's estimates are added up by the block that they came from. What the sum leaves out is what the
-compiler does across blocks; aot.estimated_cycles of the whole network is the figure for those that matter.
+A block costs nearly the same wherever it stands: by operator, kernel, stride, filters, squeeze-excite, shortcut and the pixels of its
+input. So the space's blocks are laid into as few networks as a greedy choice finds (cover), each of which is compiled ahead of time for
+config.study.chip; the compiler's estimates are added up by the block that they came from. The sum leaves out what the compiler does across
+blocks: aot.estimated_cycles of the whole network is the figure for finalists.
 
 Which networks these are, and which of them gives a block its figure, follows from the space and the config alone: the table does not
 depend on who asks for what, in which order, or who was killed.
@@ -15,6 +15,7 @@ depend on who asks for what, in which order, or who was killed.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -22,22 +23,23 @@ import itertools
 import json
 import os
 import pathlib
+import statistics
 import sys
 import time
-from collections.abc import Iterator
 
 from efficientnet_jax import aot, architectures, hlo_cost, models, report
 from efficientnet_jax.architectures import Architecture, Block
+from efficientnet_jax.scaling import round_repeats
 from efficientnet_jax.search.space import Candidate, Space
 
-ENDS = ('stem', 'head', 'rest')  # keys of what is no block; rest: input, classifier and, of an update, optimizer
+PARTS = ('op', 'expand', 'kernel', 'se', 'filters', 'skip')  # of a stage, all but repeats
 
 
 def cycle_cost(space: Space, config, folder: str) -> CycleTable:
     """The cost function of a space's candidates in estimated cycles an image, under config.study.chip, cycles_batch and cycles_train.
 
-    The table is kept in the folder, a file for each setting, and shared by all who name the folder. Resolution, stem and head are those of
-    space.base. Raises ValueError for a chip that cannot be, or where libtpu is not installed.
+    Resolution, stem and head are those of space.base. The table is kept in the folder, a folder in it for each setting, and is shared by
+    all who name it. Raises ValueError for a chip or batch that cannot be, or where libtpu is not installed.
     """
     aot.slice_devices(config.study.chip, 'study.chip')
     if config.study.cycles_batch < 1:
@@ -46,60 +48,164 @@ def cycle_cost(space: Space, config, folder: str) -> CycleTable:
 
 
 class CycleTable:
-    """cycles(candidate) -> float. networks: what fills the table, in order; their number bounds the compiles."""
+    """cycles(candidate) -> float. networks: the candidates that fill the table; their number bounds the compiles."""
 
     def __init__(self, space: Space, config, folder: str):
         self.space, self._config = space, config
         self.networks = cover(space)
-        self._first: dict[str, int] = {}  # key of a block: the network that gives it its figure
+        self._from: dict[str, int] = {}  # key of a block: the network that gives it its figure
         for i, network in enumerate(self.networks):
             for key in keys(space.decode(network)).values():
-                self._first.setdefault(key, i)
-        self._path = os.path.join(folder, f'cycles_{_hash(settings(space, config))}.jsonl')
+                self._from.setdefault(key, i)
+        self._folder = os.path.join(folder, f'cycles_{_hash(_settings(space, config))}')
         self._known: dict[str, float] = {}
-        self._done: set[int] = set()
+        self._read: set[int] = set()
 
     def __call__(self, candidate: Candidate) -> float:
-        """Estimated cycles of an image. Compiles what is not known yet. Raises ValueError where config.study.cycles_batch images do not fit."""
+        """Estimated cycles of an image. Compiles what is not known yet; raises ValueError where study.cycles_batch images do not fit."""
         named = keys(self.space.decode(candidate))
-        self._fill({self._first[key] for key in named.values() if key not in self._known})
+        self._need({self._from[key] for key in named.values()})
         return sum(self._known[key] for key in named.values())
 
     def fill(self) -> None:
         """Compiles all networks that are not in the table yet."""
-        self._fill(set(range(len(self.networks))))
+        self._need(set(range(len(self.networks))))
 
-    def _fill(self, wanted: set[int]) -> None:
-        for i in sorted(wanted - self._done):
-            self._read()  # others may have got here first
-            if i not in self._done:
-                self._compile(i)
-        self._read()
+    def _need(self, networks: set[int]) -> None:
+        for i in sorted(networks - self._read):
+            path = os.path.join(self._folder, f'network{i}.json')
+            if not os.path.exists(path):
+                os.makedirs(self._folder, exist_ok=True)
+                partial = f'{path}.{os.getpid()}'  # another process may write the same
+                report.write_json(partial, self._compile(i))
+                os.replace(partial, path)
+            self._known |= {key: cycles for key, cycles in report.read_json(path).items() if self._from[key] == i}
+            self._read.add(i)
 
-    def _read(self) -> None:
-        for line in report.read_jsonl(self._path):
-            if line.get('network') not in self._done:
-                self._done.add(line['network'])
-                self._known |= {key: cycles for key, cycles in line['cycles'].items() if self._first[key] == line['network']}
-
-    def _compile(self, i: int) -> None:
+    def _compile(self, i: int) -> dict[str, float]:
+        """{key: cycles} of what is in network i."""
         knobs, network = self._config.study, self.space.decode(self.networks[i])
         began = time.monotonic()
         try:
             cost = aot.estimated_cycles(self._config, knobs.chip, knobs.cycles_batch, network, knobs.cycles_train)
         except aot.DoesNotFit as error:
-            raise ValueError(f'study.cycles_batch={knobs.cycles_batch} images of a candidate do not fit {knobs.chip}; lower it ({error}).') from error
-        found: dict[str, float] = dict.fromkeys(ENDS, 0.0)
+            raise ValueError(
+                f'study.cycles_batch={knobs.cycles_batch} images of a candidate do not fit {knobs.chip}; lower it. {error}'
+            ) from error
         named = keys(network)
+        places = dict.fromkeys(named, 0.0)
         for name, cycles in cost.blocks.items():
-            found[named.get(name, 'rest')] = found.get(named.get(name, 'rest'), 0.0) + cycles
-        line = {'network': i, 'cycles': found}
-        os.makedirs(os.path.dirname(self._path), exist_ok=True)
-        with open(self._path, 'a') as file:
-            file.write(json.dumps(line) + '\n')
-        self._read()
+            places[name if name in named else 'rest'] += cycles
+        same = collections.defaultdict(list)
+        for name, key in named.items():
+            same[key].append(places[name])
+        there = sum(name.endswith('.json') for name in os.listdir(self._folder)) + 1
         print(
-            f'cycles: network {len(self._done)} of at most {len(self.networks)} compiled in {time.monotonic() - began:.0f} s; '
-            f'{len(self._known)} of {len(self._first)} blocks known',
+            f'cycles: network {there} of {len(self.networks)} compiled in {time.monotonic() - began:.0f} s ({knobs.chip}, {knobs.cycles_batch} images)',
             file=sys.stderr, flush=True,
         )  # fmt: skip
+        return {key: statistics.fmean(cycles) for key, cycles in same.items()}
+
+
+def keys(architecture: Architecture) -> dict[str, str]:
+    """{'stem': ..., 'stage1_block1': ..., 'head': ..., 'rest': ...}: what each part's cycles depend on.
+
+    rest: input, pooling and classifier and, of an update, loss and optimizer.
+    """
+    side = -(-architecture.resolution // (4 if architecture.stem_pool else 2))
+    named, blocks = {'stem': 'stem'}, architecture.blocks()
+    for block in blocks:
+        named[block.name] = _key(block, side)
+        side = -(-side // block.stride)
+    if architecture.head_filters is not None:
+        named['head'] = f'head {blocks[-1].out_filters}'
+    return named | {'rest': 'rest'}
+
+
+def _key(block: Block, side: int) -> str:
+    """'mbconv k5 s1 40-240-40 se10 identity 28px'"""
+    shortcut = {True: 'identity', False: 'none'}.get(block.residual, block.residual)
+    filters = f'{block.in_filters}-{block.expand_filters}-{block.out_filters}'
+    return f'{block.op} k{block.kernel} s{block.stride} {filters} se{block.se_filters or 0} {shortcut} {side}px'
+
+
+def cover(space: Space) -> list[Candidate]:
+    """Candidates that together have every block of the space: each the one with most blocks that are still missing (by dynamic
+    programming over the stages, whose blocks depend on each other through the filters between them alone)."""
+    stages = _stage_blocks(space)
+    missing = set().union(*(blocks for rows in stages for blocks in rows.values()))
+    chosen = []
+    while missing:
+        best = {space.base.stem: (0, ())}  # by filters so far: (missing blocks, rows)
+        for rows in stages:
+            after: dict[int, tuple] = {}
+            for (in_filters, row), blocks in rows.items():
+                count, so_far = best[in_filters]
+                count += len(blocks & missing)
+                filters = row[PARTS.index('filters')]
+                if filters not in after or count > after[filters][0]:
+                    after[filters] = (count, (*so_far, row))
+            best = after
+        path = max(best.values(), key=lambda entry: entry[0])[1]
+        chosen.append(_candidate(space, path))
+        missing -= set().union(*(rows[key] for rows, key in zip(stages, _pairs(space, path), strict=True)))
+    return chosen
+
+
+def _stage_blocks(space: Space) -> list[dict[tuple, frozenset]]:
+    """Of each stage {(filters before it, row of PARTS): keys of its blocks}, with as many different blocks as a stage can have."""
+    found, before = [], (space.base.stem,)
+    side = -(-space.base.resolution // (4 if space.base.stem_pool else 2))
+    for number, stage in enumerate(space.reference.stages, start=1):
+        values = space.values(number)
+        alone = dataclasses.replace(space, reference=dataclasses.replace(space.reference, stages=(stage,)))
+        rows = {}
+        for in_filters, row in itertools.product(before, itertools.product(*(values[part] for part in PARTS))):
+            choices = {f'stage1_{part}': value for part, value in zip(PARTS, row, strict=True)} | {
+                'stage1_repeats': _repeats(space, number)
+            }
+            if choices['stage1_op'] != 'mbconv':
+                if choices['stage1_expand'] != values['expand'][0]:
+                    continue
+                del choices['stage1_expand']
+            network = dataclasses.replace(space.base, stages=architectures.stages(alone.rows(choices)), stem=in_filters)
+            blocks, at, named = network.blocks(), side, set()
+            for block in blocks:
+                named.add(_key(block, at))
+                at = -(-at // block.stride)
+            rows[in_filters, row] = frozenset(named)
+        found.append(rows)
+        before, side = values['filters'], -(-side // stage.stride)
+    return found
+
+
+def _repeats(space: Space, number: int) -> int:
+    """The fewest that make two blocks of a stage: a third is the second again."""
+    base, repeats = space.base, space.values(number)['repeats']
+    return min((r for r in repeats if round_repeats(r, base.depth, base.depth_rounding) > 1), default=max(repeats))
+
+
+def _pairs(space: Space, path: tuple) -> list[tuple]:
+    """(filters before, row) of each stage of a path."""
+    filters = [space.base.stem, *(row[PARTS.index('filters')] for row in path)]
+    return list(zip(filters, path, strict=False))
+
+
+def _candidate(space: Space, path: tuple) -> Candidate:
+    chosen = {}
+    for number, row in enumerate(path, start=1):
+        chosen |= {f'stage{number}_{part}': value for part, value in zip(PARTS, row, strict=True)}
+        chosen[f'stage{number}_repeats'] = _repeats(space, number)
+    return space.canonical(chosen)
+
+
+def _settings(space: Space, config) -> list:
+    """All that the figures depend on, with the code that they are of."""
+    knobs, files = config.study, [aot.__file__, hlo_cost.__file__, *pathlib.Path(models.__file__).parent.glob('*.py')]
+    code = _hash([pathlib.Path(file).read_text() for file in sorted(map(str, files))])
+    recipe = report.flatten(report.recipe_of(config.to_dict())) if knobs.cycles_train else config.dtype
+    return [space.version, knobs.chip, knobs.cycles_batch, knobs.cycles_train, recipe, importlib.metadata.version('libtpu'), code]
+
+
+def _hash(content) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
