@@ -45,7 +45,7 @@ def config_of(tmp_path_factory):
     return config_of
 
 
-@pytest.fixture(scope='module', params=[False, True], ids=['normalised', 'pixels'])
+@pytest.fixture(scope='module', params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=['normalised', 'pixels'])
 def exported(config_of, tmp_path_factory, request):
     """(whether pixels go in, result, folder) of all formats."""
     workdir = tmp_path_factory.mktemp('workdir')

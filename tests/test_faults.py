@@ -86,7 +86,7 @@ class StopAt(hosts.StopNotice):
         return super().at(step)
 
 
-@pytest.mark.parametrize('stops', [(5,), (1, 8, 11)], ids=str)
+@pytest.mark.parametrize('stops', [(5,), pytest.param((1, 8, 11), marks=pytest.mark.slow)], ids=str)
 def test_stopped_and_started_again_ends_with_the_same_bits(whole, tmp_path, monkeypatch, stops):
     """SIGTERM between two log lines, between two checkpoints, and right after the first step."""
     for step in stops:
@@ -222,7 +222,16 @@ def test_nan_stops_with_the_step_and_the_last_good_checkpoint(tmp_path, poison):
     report.claim_workdir(str(tmp_path), report.read_json(str(tmp_path / 'config.json'))).close()  # it is free again
 
 
-def test_nan_rolls_back_past_the_bad_batch_and_no_more_often_than_allowed(tmp_path, poison):
+def test_nan_rolls_back_past_the_bad_batch(tmp_path, poison):
+    poison(8)
+    result = train.train(config(nan_rollbacks=1), str(tmp_path))
+    assert (result['step'], result['rollbacks'], result['skipped_batches']) == (12, 1, 2)
+    steps = [row['step'] for row in rows(tmp_path) if row['split'] == 'train']
+    assert steps == sorted(set(steps)) and steps[-1] == 12
+
+
+@pytest.mark.slow
+def test_nan_rolls_back_twice_and_no_more_often_than_allowed(tmp_path, poison):
     poison(8, 10)
     with pytest.raises(train.NotFinite, match=r'at step 8 after nan_rollbacks=1; the last good checkpoint is step 6'):
         train.train(config(nan_rollbacks=1), str(tmp_path / 'once'))

@@ -21,8 +21,11 @@ from efficientnet_jax.step import Recipe, eval_step, train_step
 # Odd heights like the 600-300-150-75-38-19 of B7: 75 -> 38 -> 19 -> 10, with dropout, drop path, squeeze-and-excitation and both kernels.
 ODD = Architecture('odd', (Stage(2, 3, 1, 1, 8), Stage(1, 5, 2, 2, 8), Stage(1, 3, 2, 2, 8)), stem=8, head=16)
 RESOLUTION, BATCH, CLASSES = 75, 16, 10
-MESHES = [(1, 1), (8, 1), (4, 2), (2, 4)]
 COLLECTIVE = re.compile(r'= (\S+) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(')
+
+
+def slow(*row):
+    return pytest.param(*row, marks=pytest.mark.slow)
 
 
 def recipe():
@@ -75,7 +78,7 @@ def on_one_device():
 
 
 # Groups of 4 images are shared by 2 chips of (8, 1) and lie within a chip of (2, 4).
-@pytest.mark.parametrize('data, spatial, group', [*((*mesh, None) for mesh in MESHES[1:]), (8, 1, 4), (2, 4, 4)])
+@pytest.mark.parametrize('data, spatial, group', [(8, 1, None), (4, 2, None), slow(2, 4, None), (8, 1, 4), slow(2, 4, 4)])
 def test_loss_and_gradients_do_not_depend_on_the_mesh(on_one_device, data, spatial, group):
     grads, stats, metrics = results(data, spatial, group)
     wanted_grads, wanted_stats, wanted = on_one_device[group]
@@ -126,7 +129,7 @@ def test_no_activations_are_gathered_on_cpu():
     assert_nothing_gathered(compiled(8, 1)[0], spatial=1)
 
 
-@pytest.mark.parametrize('data, spatial', MESHES[2:])
+@pytest.mark.parametrize('data, spatial', [(4, 2), slow(2, 4)])
 def test_no_activations_are_gathered_where_height_is_split(monkeypatch, data, spatial):
     """With the lowering of TPUs. That of CPUs works through the images one by one and does gather them when their height is split."""
     monkeypatch.setattr(jax.lax, 'platform_dependent', lambda *args, default, **_: default(*args))

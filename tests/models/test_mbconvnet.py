@@ -1,6 +1,7 @@
 """Models: parameter counts of all, initialisation, endpoints, precision, drop path, and equality with the stock formulation."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -48,7 +49,7 @@ def test_regular_convolutions_and_pooled_shortcuts():
     params = variables['params']
     assert sum(x.size for x in jax.tree.leaves(params)) == counting.count(CONVS, num_classes=5)[0]
     assert params['stage2_block1']['conv']['kernel'].shape == (5, 5, 8, 16) and set(params['stage1_block2']) == {'conv', 'se'}
-    ends = module.apply(variables, images, features=True)
+    ends = jax.jit(functools.partial(module.apply, features=True))(variables, images)
     x, y = np.asarray(ends['stage3_block1']), np.asarray(ends['stage3_block2'])  # [2, 4, 4, 16]
     block = dataclasses.replace(CONVS.blocks()[-1], residual=False)
     weights = {name: collection['stage3_block2'] for name, collection in variables.items()}
@@ -95,8 +96,8 @@ def test_initialisation_is_the_references():
 def test_bfloat16_keeps_float32_parameters_and_logits(small):
     module, variables = small
     images = jax.random.normal(jax.random.key(1), (4, 33, 33, 3))
-    half = dataclasses.replace(module, dtype=jnp.bfloat16).apply(variables, images)
-    full = module.apply(variables, images)
+    half = jax.jit(dataclasses.replace(module, dtype=jnp.bfloat16).apply)(variables, images)
+    full = jax.jit(module.apply)(variables, images)
     assert half.dtype == full.dtype == jnp.float32
     assert float(jnp.abs(half - full).max()) < 0.05 * float(jnp.std(full)) + 0.02
 
@@ -161,7 +162,7 @@ def test_drop_path_is_per_sample_and_off_in_evaluation(small):
     module = models.build(dataclasses.replace(SMALL, drop_path=0.9, dropout=0.0), 5)
     image = jax.random.normal(jax.random.key(1), (1, 33, 33, 3))
     same = jnp.repeat(image, 16, 0)
-    evaluated = module.apply(variables, same)
+    evaluated = jax.jit(module.apply)(variables, same)
     np.testing.assert_allclose(evaluated, jnp.broadcast_to(evaluated[:1], evaluated.shape), rtol=1e-5)
     block = mbconvnet.BlockModule(SMALL.blocks()[-1], SMALL, 0.5)
     x = jnp.repeat(jax.random.normal(jax.random.key(3), (1, 5, 5, 24)), 64, 0)

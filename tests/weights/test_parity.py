@@ -1,7 +1,7 @@
 """Logits against the code bases that weights come from, on random weights and statistics: 1e-4 of the logits' spread.
 
-B0 runs by default where the library is installed, at a quarter of its resolution; all models at their own by `-m slow`, and for the record by
-benchmarks/parity.py.
+By `-m slow`, where the library is installed: B0 at a quarter of its resolution, all models at their own. benchmarks/parity.py makes the record.
+test_formats.py and test_keras_files.py read every library's names and layouts by default.
 """
 
 import jax
@@ -24,6 +24,7 @@ def check(row, folder, resolution=None):
 
 
 @pytest.mark.parity
+@pytest.mark.slow
 @pytest.mark.parametrize('row', B0, ids=lambda row: row[1])
 @pytest.mark.filterwarnings('default')  # other libraries' own
 def test_b0(row, tmp_path):

@@ -134,6 +134,7 @@ def photos(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_from_a_folder_of_photos_to_top_1(pretrained, photos, tmp_path, capsys):
     workdir = str(tmp_path / 'run')
     config = config_of(
