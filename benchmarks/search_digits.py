@@ -19,8 +19,7 @@ import sys
 import time
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax
 
@@ -30,6 +29,8 @@ from efficientnet_jax.experiment import architecture_of
 from efficientnet_jax.search.outputs import table
 from efficientnet_jax.study import methods, points
 from efficientnet_jax.train import train
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def reference(config, macs):

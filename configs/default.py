@@ -121,9 +121,10 @@ def get_config() -> ConfigDict:
     config.study.lease_seconds = 60.0  # after which a silent worker's run is given to another
     config.study.retry = False  # try failed runs again
     config.study.xla_flops = False  # add XLA's own count of operations; seconds a network
-    config.study.cycles = False  # add estimated TPU cycles and HBM (efficientnet_jax/aot.py); minutes a network
+    config.study.cycles = False  # add estimated TPU cycles and HBM (efficientnet_jax/aot.py); a compile a network
     config.study.chip = 'v5e:1x1'  # for which they are estimated
     config.study.cycles_batch = 128  # images in the estimated step
+    config.study.compiles = 100  # at most so many for cycles; one takes 10 (batch 8) to 40 s (128) for B0, an update minutes
     config.study.cycles_train = False  # True: of an update; False: of evaluation
     config.study.highest = 1.4  # grid: of alpha, beta and gamma, from 1
     config.study.step = 0.05  # grid: between neighbours
@@ -169,7 +170,9 @@ def get_config() -> ConfigDict:
     )
     config.search.evaluation = 'train'  # 'train' (each on its own), 'supernet' (shared weights), 'oracle' (made up, for a dry run)
     config.search.reward = 'mnas'  # 'mnas', 'mnas_hard' or 'absolute' (objective.py)
-    config.search.cost = 'macs'  # 'macs', 'params', 'activations' or 'step_seconds' (of an update, measured on the devices here)
+    config.search.cost = (
+        'macs'  # 'macs', 'params', 'activations', 'cycles' (study.chip, cycles_...) or 'step_seconds' (an update's, measured)
+    )
     config.search.target = 400e6  # T, in the cost's unit (arXiv 1905.11946, section 4)
     config.search.w = -0.07  # exponent of cost / T (likewise)
     # The proxy task: what a candidate is trained for and on. A hold-out from train, never what eval_split says.

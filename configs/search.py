@@ -36,7 +36,6 @@ def get_config(kind_and_recipe='evolution'):
 def small(config):
     """1,200 digits train candidates for 60 updates and 300 choose: networks of a quarter of the width and half the depth."""
     config.width, config.depth = 0.25, 0.5
-    config.eval_batch_size = 300
     config.checkpoint_every_epochs = 12.0
     search = config.search
     search.train_split, search.eval_split = 'train[:-300]', 'train[-300:]'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 
@@ -13,7 +14,7 @@ def public(storage: str) -> str:
 
 
 def open_storage(storage: str):
-    """An Optuna storage. Raises ValueError for an unknown kind or a missing driver, OSError when it cannot be reached."""
+    """An Optuna storage. Raises ValueError for an unknown kind, a missing driver or a damaged journal, OSError when it cannot be reached."""
     import optuna
 
     kind, _, path = storage.partition(':')
@@ -26,7 +27,13 @@ def open_storage(storage: str):
             raise OSError(f'storage={storage} cannot be written ({error.strerror}); choose another path.') from error
         from optuna.storages.journal import JournalFileBackend, JournalStorage
 
-        return JournalStorage(JournalFileBackend(path, _journal_lock(path)))
+        try:
+            return JournalStorage(JournalFileBackend(path, _journal_lock(path)))
+        except Exception as error:  # whatever its reader makes of bytes that no writer wrote
+            raise ValueError(
+                f'storage={storage} is damaged{_where_damaged(path)} ({type(error).__name__}: {error}). It was left as it is: put back a copy, or '
+                'choose another path.'
+            ) from error
     if kind not in ('sqlite', 'postgresql', 'postgresql+psycopg2', 'postgresql+psycopg', 'mysql', 'mysql+pymysql') or '://' not in storage:
         raise ValueError(f'storage={public(storage)!r} must be journal:PATH, sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE.')
     arguments = {'connect_args': {'timeout': 60}} if kind == 'sqlite' else {'pool_pre_ping': True}
@@ -37,6 +44,17 @@ def open_storage(storage: str):
     except Exception as error:  # SQLAlchemy's own, wrapped or not
         reason = str(error.__cause__ or error).splitlines()[0]
         raise OSError(f'storage={public(storage)} cannot be reached ({reason}); is the address right and the server up?') from error
+
+
+def _where_damaged(path: str) -> str:
+    """' in line N', of the first line that is no record; '' where each is one by itself."""
+    with open(path, 'rb') as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                json.loads(line.decode())['op_code']
+            except (ValueError, KeyError, TypeError):
+                return f' in line {number}'
+    return ''
 
 
 def _journal_lock(path: str):

@@ -18,7 +18,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
-import importlib.metadata
 import itertools
 import json
 import os
@@ -204,7 +203,7 @@ def _settings(space: Space, config) -> list:
     knobs, files = config.study, [aot.__file__, hlo_cost.__file__, *pathlib.Path(models.__file__).parent.glob('*.py')]
     code = _hash([pathlib.Path(file).read_text() for file in sorted(map(str, files))])
     recipe = report.flatten(report.recipe_of(config.to_dict())) if knobs.cycles_train else config.dtype
-    return [space.version, knobs.chip, knobs.cycles_batch, knobs.cycles_train, recipe, importlib.metadata.version('libtpu'), code]
+    return [space.version, knobs.chip, knobs.cycles_batch, knobs.cycles_train, recipe, aot.libtpu_version(), code]
 
 
 def _hash(content) -> str:

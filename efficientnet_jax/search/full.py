@@ -121,7 +121,8 @@ def _evaluate(config, found: Setting, score, folder: str, key: str, point: dict[
         one = config.copy_and_resolve_references()
         one.seed = point['seed']
         kept = proxy.trained(proxy.full_config(one, found.space, candidate), where, None, [], config.search)
-    kept['cost'] = kept.pop('step_seconds', None) if found.cost is None else found.cost(candidate)
+    seconds = kept.pop('step_seconds', None)
+    kept['cost'] = hosts.on_first(lambda: seconds if found.cost is None else found.cost(candidate))
     return kept['accuracy'], kept
 
 

@@ -24,6 +24,7 @@ COSTS = {
     'macs': 'multiply-adds of an image',
     'params': 'parameters',
     'activations': 'outputs of convolutions and classifier of an image',
+    'cycles': 'estimated TPU cycles of an image (cycles.py)',
     'step_seconds': 'seconds of an update on the devices here, measured before a candidate is trained',
 }
 

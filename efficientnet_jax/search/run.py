@@ -17,7 +17,7 @@ from efficientnet_jax import hosts, report, trials
 from efficientnet_jax.experiment import as_dict
 from efficientnet_jax.search import full, outputs, proxy, strategies, supernet_train
 from efficientnet_jax.search.oracle import Oracle
-from efficientnet_jax.search.setting import Setting, on_process_0, open_queue, setting, space_of, supernet_config
+from efficientnet_jax.search.setting import Setting, check_target, on_process_0, open_queue, setting, space_of, supernet_config
 from efficientnet_jax.search.slots import Slots
 from efficientnet_jax.search.space import Candidate
 from efficientnet_jax.study.trained import work
@@ -34,7 +34,7 @@ def search(config, workdir: str) -> dict[str, Any]:
     actions = {'run': run, 'status': status, 'finalists': finalists, 'proxy_check': proxy_check}
     if config.search.action not in actions:
         raise ValueError(f'search.action={config.search.action!r} must be one of {", ".join(actions)}.')
-    facts = actions[config.search.action](config, workdir, setting(config))
+    facts = actions[config.search.action](config, workdir, setting(config, workdir))
     result = report.result('search', as_dict(config), 0, {'action': config.search.action, **facts}, 0, time.monotonic() - began)
     hosts.on_first(lambda: report.write_json(os.path.join(workdir, 'result.json'), result))
     return result
@@ -43,7 +43,15 @@ def search(config, workdir: str) -> dict[str, Any]:
 def run(config, workdir: str, found: Setting) -> dict[str, Any]:
     """Evaluates slots until all are done, here or elsewhere."""
     folder = os.path.join(workdir, 'search')
-    slots = on_process_0(lambda: open_slots(config, workdir, found, functools.partial(outputs.write_trials, folder)))
+
+    def open_it():
+        if config.search.cost == 'cycles':
+            found.cost.fill()  # minutes, once; what is on the disk is not compiled again
+            check_target(config, found.space, found.cost)
+        queue = open_queue(config, workdir, found)
+        return slots_of(config, found, queue, changed=functools.partial(outputs.write_trials, folder), ahead=compiles_ahead(config))
+
+    slots = on_process_0(open_it)
     score = scorer(config, workdir, found)
     ahead = proxy.Ahead(config, found.space) if compiles_ahead(config) else None
     work(slots, functools.partial(evaluate, config, found, slots, score, os.path.join(folder, 'candidates'), ahead))
@@ -98,10 +106,6 @@ def slots_of(config, found: Setting, queue: trials.Queue, **options) -> Slots:
     return Slots(queue, found.space, arms(config, found), config.search.trials, found.cost, **options)
 
 
-def open_slots(config, workdir: str, found: Setting, changed) -> Slots:
-    return slots_of(config, found, open_queue(config, workdir, found), changed=changed, ahead=compiles_ahead(config))
-
-
 def evaluate(
     config, found: Setting, slots: Slots | None, score: Score, folder: str, ahead: proxy.Ahead | None, key: str, point: dict[str, Any]
 ) -> tuple[float, dict[str, Any]]:
@@ -119,16 +123,15 @@ def evaluate(
         return seconds if found.cost is None else found.cost(candidate)
 
     def go_on(rung, accuracy, seconds):
-        reward = found.objective(accuracy, cost_of(seconds))
-        return hosts.on_first(lambda: slots.go_on(rung, reward, config.search.rung_factor))
+        return hosts.on_first(lambda: slots.go_on(rung, found.objective(accuracy, cost_of(seconds)), config.search.rung_factor))
 
     if ahead is not None:
         ahead.wait()
         if point.get('next') is not None:
             ahead.start(found.space.from_tokens(point['next']))
     kept = score(candidate, os.path.join(folder, point['hash']), go_on, config.seed)
-    kept['cost'] = cost_of(kept.pop('step_seconds', None))
-    kept['rungs'] = hosts.on_first(slots.rungs if slots else None)
+    seconds = kept.pop('step_seconds', None)
+    kept |= hosts.on_first(lambda: {'cost': cost_of(seconds), 'rungs': slots.rungs()})
     return (0.0 if kept['failed'] else found.objective(kept['accuracy'], kept['cost'])), kept
 
 

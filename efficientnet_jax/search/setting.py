@@ -11,7 +11,7 @@ import jax
 
 from efficientnet_jax import experiment, hosts, report, trials
 from efficientnet_jax.data import sources
-from efficientnet_jax.search import active, holdout, proxy, strategies, supernet_train
+from efficientnet_jax.search import active, cycles, holdout, proxy, strategies, supernet_train
 from efficientnet_jax.search import objective as objectives
 from efficientnet_jax.search import space as spaces
 from efficientnet_jax.search.objective import Objective
@@ -28,11 +28,11 @@ RUNTIME = (
 class Setting(NamedTuple):
     space: Space  # with the stem, head, width and depth of the config
     objective: Objective
-    cost: Callable[[Candidate], float] | None  # None: it is measured when a candidate is trained
+    cost: Callable[[Candidate], float] | None  # for process 0; None: it is measured when a candidate is trained
     num_classes: int
 
 
-def setting(config) -> Setting:
+def setting(config, workdir: str) -> Setting:
     """Raises ValueError for a knob that cannot work, or a target below the cost of every candidate."""
     experiment.check(config)
     knobs = config.search
@@ -53,8 +53,8 @@ def setting(config) -> Setting:
     if knobs.evaluation == 'supernet':
         one = supernet_config(config)
         supernet_train.build(space_of(one), one, num_classes, len(sources.open_source(one.dataset, one.train_split, one.data_dir)))
-    cost = cost_of(config, space, num_classes)
-    if cost is not None:
+    cost = cost_of(config, workdir, space, num_classes)
+    if knobs.cost in ('macs', 'params', 'activations'):  # no compile is behind these
         check_target(config, space, cost)
     return Setting(space, aim, cost, num_classes)
 
@@ -78,11 +78,13 @@ def supernet_config(config):
     return one
 
 
-def cost_of(config, space: Space, num_classes: int) -> Callable[[Candidate], float] | None:
+def cost_of(config, workdir: str, space: Space, num_classes: int) -> Callable[[Candidate], float] | None:
     """The cost of a candidate at the resolution of the network that is searched; None for what is measured when it is trained."""
     name = config.search.cost
     if name == 'step_seconds':
         return None
+    if name == 'cycles':
+        return cycles.cycle_cost(space, config, os.path.join(workdir, 'search'))
     return lambda candidate: objectives.counted(name, space.decode(candidate), space.base.resolution, num_classes)
 
 
@@ -109,6 +111,8 @@ def open_queue(config, workdir: str, found: Setting, suffix: str = '') -> trials
     decides = {name: value for name, value in experiment.as_dict(knobs).items() if name not in RUNTIME}
     if knobs.evaluation == 'supernet':
         decides['supernet'] = experiment.as_dict(config.supernet)
+    if knobs.cost == 'cycles':
+        decides |= {name: config.study[name] for name in ('chip', 'cycles_batch', 'cycles_train')}
     if knobs.cost == 'step_seconds':
         decides['device'] = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
     settings: dict[str, Any] = report.recipe_of(experiment.as_dict(config)) | {'search': decides}

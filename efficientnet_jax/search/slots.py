@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from efficientnet_jax import trials
-from efficientnet_jax.report import clock
 from efficientnet_jax.search.space import Candidate, Space, candidate_hash
 from efficientnet_jax.search.strategies import Seen, Strategy
 
@@ -170,7 +169,7 @@ class Slots:
         cost = 'unknown' if one['cost'] is None else f'{one["cost"]:.4g}'
         return (
             f'{len(records)}/{total}  {one["arm"]} {one["slot"]}  reward {one["reward"]:.4f}  accuracy {one["accuracy"]:.2%}  cost {cost}  '
-            f'{f"{how}  " if how else ""}best: {best}  ETA {clock(left)}'
+            f'{f"{how}  " if how else ""}best: {best}  {left / 60:.0f} min left'
         )
 
 

@@ -50,7 +50,7 @@ def test_front():
     ('knobs', 'message'),
     [
         ({'reward': 'flops'}, "search.reward='flops' must be one of mnas, mnas_hard, absolute"),
-        ({'cost': 'flops'}, r"search.cost='flops' must be one of macs, params, activations, step_seconds\."),
+        ({'cost': 'flops'}, r"search.cost='flops' must be one of macs, params, activations, cycles, step_seconds\."),
         ({'target': 0.0}, 'search.target=0.0 must be positive'),
         ({'target': float('nan')}, 'search.target=nan must be positive'),
         ({'w': 0.07}, r'search.w=0.07 must be negative'),
