@@ -1,19 +1,31 @@
-"""The one way in: python main.py --config=configs/b7.py --workdir=DIR [--mode=train] [--config.batch_size=4096 ...].
+"""Trains, evaluates and studies EfficientNets: python main.py --config=configs/b7.py --workdir=DIR [--mode=MODE] [--config.KNOB=VALUE ...]
 
-Flags and dispatch only; what a mode does is in efficientnet_jax/, so that notebooks and tests call the same functions.
+  --mode=train      trains, or goes on: checkpoints/, metrics.jsonl, log.txt, curves.png, result.json, report.html
+  --mode=evaluate   a whole split: result.json, confusion.png, confused.json, samples.png, report.html
+  --mode=predict    top-5 of the image files named last, printed
+  --mode=export     StableHLO, SavedModel, TFLite in export/
+  --mode=plan       memory and cycles on a TPU slice that is not there: plan.json, plan.png
+  --mode=study      the paper's tables and figures, scaling: study/
+
+  python main.py --config=configs/digits.py --workdir=runs/digits --mode=evaluate
+  python main.py --config=configs/transfer.py:folder,b0 --config.dataset=folder:photos --workdir=runs/photos
+
+All knobs: configs/default.py. TPU VMs and pods: launch/README.md.
 """
 
+# Flags and dispatch only: what a mode does is in efficientnet_jax/, so that notebooks and tests call the same functions.
 import importlib
 import os
 import sys
+import time
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # TensorFlow decodes images here; its start-up notes are noise
 # Compiled programs are kept, so that a second start of the same run takes seconds.
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(os.path.expanduser('~'), '.cache', 'efficientnet_jax'))
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+BEGAN = time.monotonic()  # train reports the seconds from here to its first step
 # Module with the function (config, workdir) of the mode's name, imported when it is asked for.
 MODES = {mode: mode for mode in ('train', 'evaluate', 'predict', 'plan', 'export', 'study')} | {'search': 'search.run'}
 
@@ -53,6 +65,9 @@ def main(argv):
     if mode == 'plan':
         os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # the TPU is elsewhere; one that is here may be at work
 
+    from efficientnet_jax import quiet
+
+    quiet.libraries()  # before jax, which sets a log level of its own
     from efficientnet_jax import allocator, hosts
 
     try:
@@ -65,12 +80,23 @@ def main(argv):
         if mode == 'predict':
             predict(config, workdir, argv[1:])
         else:
-            getattr(importlib.import_module(f'efficientnet_jax.{MODES[mode]}'), mode)(config, workdir)
+            function = getattr(importlib.import_module(f'efficientnet_jax.{MODES[mode]}'), mode)
+            function(config, workdir, **({'began': BEGAN} if mode == 'train' else {}))
     except Exception as error:
         hosts.leave(error)
 
 
+def check_config_file(arguments):
+    """Exits with what there is, where a --config=FILE[:ARGUMENT] is no file; ml_collections would raise a chain of four errors."""
+    for path in (argument.partition('=')[2] for argument in arguments if argument.startswith('--config=')):
+        if not os.path.isfile(path.partition(':')[0]):
+            files = os.listdir(os.path.join(os.path.dirname(__file__), 'configs'))
+            names = sorted(name[:-3] for name in files if name.endswith('.py') and name != '__init__.py')
+            sys.exit(f'--config={path} is not a file. Configs: configs/NAME.py with NAME of {", ".join(names)}.')
+
+
 if __name__ == '__main__':
+    check_config_file(sys.argv[1:])
     flags.mark_flag_as_required('config')
     try:
         app.run(main)

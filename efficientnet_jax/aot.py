@@ -119,9 +119,7 @@ def slice_devices(topology: str, knob: str = 'plan.topology') -> list:
             return topologies.get_topology_desc(topology, platform='tpu', chips_per_host_bounds=host, **options).devices
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
-            f'{knob}={topology!r} must be a shape in which {name} slices exist, sides 1, 2 or even: {reason}'
-        ) from error
+        raise ValueError(f'{knob}={topology!r} must be a shape in which {name} slices exist, sides 1, 2 or even: {reason}') from error
 
 
 @contextlib.contextmanager
@@ -138,6 +136,10 @@ def _answers():
     finally:
         for name in made_up:
             del os.environ[name]
+
+
+def libtpu_version() -> str:
+    return importlib.metadata.version('libtpu')
 
 
 def abstract_batch(exp: Experiment, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -266,5 +268,5 @@ def _cache_path(lowered: jax.stages.Lowered, topology: str) -> pathlib.Path | No
         return None
     flags = [os.environ.get(name, '') for name in ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')]
     readers = [pathlib.Path(file).read_text() for file in (__file__, hlo_cost.__file__)]
-    parts = [lowered.as_text(), topology, importlib.metadata.version('libtpu'), *flags, *readers]
+    parts = [lowered.as_text(), topology, libtpu_version(), *flags, *readers]
     return pathlib.Path(directory, 'plans', hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:32] + '.json')

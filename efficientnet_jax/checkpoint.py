@@ -42,6 +42,7 @@ class Checkpoints:
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             best_fn=_score,  # without it Orbax neither writes the scores nor reads them back
             read_only=read_only,
+            save_interval_steps=0 if read_only else 1,  # what Orbax would set it to, with a warning
             create=not read_only,
             # Old checkpoints go only after the new one is complete; a killed save leaves a temporary folder, removed here.
             cleanup_tmp_directories=not read_only,

@@ -7,14 +7,15 @@ import os
 import time
 
 import jax
+import numpy as np
 
-from efficientnet_jax import report
+from efficientnet_jax import mistakes, report, report_page
 from efficientnet_jax.checkpoint import Checkpoints
 from efficientnet_jax.data import pipeline, sources
 from efficientnet_jax.experiment import Experiment, as_dict, experiment
 from efficientnet_jax.mesh import put, replicated
 from efficientnet_jax.state import TrainState
-from efficientnet_jax.step import eval_step
+from efficientnet_jax.step import examples_step
 from efficientnet_jax.weights.start import Start
 from efficientnet_jax.weights.start import start as starting
 
@@ -26,40 +27,60 @@ def evaluate_state(
 
     eval_fn is a jitted eval_step. eval_ema is there only if the state has a moving average.
     """
+    outputs = outputs_of(eval_fn, state, source, exp, batch_size, max_corrupt)
+    return {split: means(sums) for split, sums in outputs.items()}
+
+
+def outputs_of(
+    eval_fn, state: TrainState, source: sources.Source, exp: Experiment, batch_size: int, max_corrupt: int = 0
+) -> dict[str, list]:
+    """{'eval': what eval_fn gives for each batch of the source, on the host, 'eval_ema': likewise}."""
     variables = {'eval': state.variables()}
     if state.ema is not None:
         variables['eval_ema'] = jax.device_put(state.variables(ema=True), replicated(exp.mesh))  # mesh.shard_state may have split it
-    sums: dict[str, list] = {split: [] for split in variables}
+    outputs: dict[str, list] = {split: [] for split in variables}
     hosts = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
     batches = pipeline.eval_batches(source, batch_size=batch_size, preprocess=exp.preprocess, max_corrupt=max_corrupt, **hosts)
     for batch in pipeline.prefetch(batches, functools.partial(put, exp.mesh)):
         for split, weights in variables.items():
-            sums[split].append(eval_fn(weights, batch))
-    scores = {}
-    for split, parts in sums.items():
-        total = {name: sum(float(part[name]) for part in jax.device_get(parts)) for name in parts[0]}
-        count = total.pop('count')
-        scores[split] = {name: value / count for name, value in total.items()} | {'count': int(count)}
-    return scores
+            outputs[split].append(eval_fn(weights, batch))
+    return jax.device_get(outputs)
+
+
+def means(sums: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """Metric sums of batches -> means over their examples, and count."""
+    total = {name: sum(float(part[name]) for part in sums) for name in sums[0]}
+    count = total.pop('count')
+    return {name: value / count for name, value in total.items()} | {'count': int(count)}
 
 
 def evaluate(config, workdir: str) -> dict:
-    """Scores the newest checkpoint of a workdir, or config.init_from where it has none, on config.eval_split and writes result.json.
+    """Scores the newest checkpoint of a workdir, or config.init_from where it has none, on config.eval_split.
 
-    Raises ValueError without either, and for weights of other classes than the data's.
+    Leaves result.json, confused.json, confusion.png, samples.png and report.html there and returns the content of result.json. The pictures
+    are of the moving average where there is one. Raises ValueError without a checkpoint and init_from, and for weights of other
+    classes than the data's.
     """
     started = time.monotonic()
     source = sources.open_source(config.dataset, config.eval_split, config.data_dir)
     exp, state, step = restore(config, workdir, source.num_classes)
     if jax.process_index() == 0:
         os.makedirs(workdir, exist_ok=True)  # with init_from it may be new
-    eval_fn = jax.jit(functools.partial(eval_step, exp.module, exp.recipe), out_shardings=replicated(exp.mesh))
-    scores = evaluate_state(eval_fn, state, source, exp, config.eval_batch_size, config.max_corrupt)
+    eval_fn = jax.jit(functools.partial(examples_step, exp.module, exp.recipe), out_shardings=replicated(exp.mesh))
+    outputs = outputs_of(eval_fn, state, source, exp, config.eval_batch_size, config.max_corrupt)
+    scores = {split: means([sums for sums, _ in parts]) for split, parts in outputs.items()}
+    split = 'eval_ema' if 'eval_ema' in outputs else 'eval'
+    examples = {name: np.concatenate([part[name] for _, part in outputs[split]])[: len(source)] for name in outputs[split][0][1]}
+    confused = mistakes.confused(examples, source.class_names or tuple(str(i) for i in range(source.num_classes)))
+    confused = {'weights': split, 'step': step, 'split': source.name, **confused}
     result = report.result('evaluate', as_dict(config), step, scores, len(source), time.monotonic() - started)
     if jax.process_index() == 0:
-        report.write_json(os.path.join(workdir, 'result.json'), result)
+        report.write_result(workdir, result)
         for split, score in scores.items():
             print(f'{split}: top-1 {score["top1"]:.2%}, top-5 {score["top5"]:.2%}, loss {score["loss"]:.4f} over {score["count"]} images')
+        print(mistakes.lines(confused))
+        mistakes.write(workdir, confused, examples, source, exp.preprocess)
+        report_page.write(workdir)
     return result
 
 
@@ -87,6 +108,8 @@ def restore(
             f'workdir={workdir} has no checkpoints; train there first, give the --workdir of a training run, or name weights with '
             '--config.init_from.'
         )
+    if trained:
+        report.warn_of_differences(workdir, as_dict(config))
     start = start or starting(config, workdir, num_classes, new_head=trained)
     # The number of training images only sets the length of the schedule, which is not used after training.
     exp = experiment(config, num_classes, train_examples=config.batch_size, start=start)

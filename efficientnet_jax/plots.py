@@ -22,25 +22,80 @@ def draw_curves(metrics_path: str, picture_path: str, title: str = '') -> None:
                     *zip(*points, strict=True), style, color='black', label=split, marker='o' if len(points) < 30 else None, markersize=3
                 )
         axis.set(xlabel='step', ylabel=label)
-        if axis.get_legend_handles_labels()[0]:
+        if len(axis.get_legend_handles_labels()[0]) > 1:
             axis.legend(frameon=False)
     figure.suptitle(title)
     save(figure, picture_path)
 
 
 def contact_sheet(images: np.ndarray, labels, picture_path: str, columns: int = 8) -> None:
-    """uint8 images [N, H, W, 3] with a label under each, as a PNG grid."""
+    """uint8 images [N, H, W, 3] with a label over each, as a PNG grid."""
     from matplotlib.figure import Figure
 
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.5 * columns, 1.75 * rows), layout='constrained')
-    axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+    figure = Figure(figsize=(1.5 * columns, 1.75 * -(-len(images) // columns)), layout='constrained')
+    show_images(figure, images, labels, columns)
+    save(figure, picture_path)
+
+
+def draw_samples(blocks, picture_path: str, title: str = '', columns: int = 8) -> None:
+    """blocks: [(heading, images, labels)], one below the other, as a PNG; those without images are left out."""
+    from matplotlib.figure import Figure
+
+    blocks = [block for block in blocks if len(block[1])]
+    heights = [0.4 + -(-len(images) // columns) * (1.7 + 0.17 * max(label.count('\n') for label in labels)) for _, images, labels in blocks]
+    figure = Figure(figsize=(1.5 * columns, 0.3 + sum(heights)), layout='constrained')
+    figure.suptitle(title, fontsize=10)
+    for part, (heading, images, labels) in zip(
+        figure.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0], blocks, strict=True
+    ):
+        part.suptitle(heading, fontsize=10, fontweight='bold', x=0.01, ha='left')
+        show_images(part, images, labels, columns)
+    save(figure, picture_path)
+
+
+def show_images(figure, images, labels, columns: int) -> None:
+    """A grid of images with their labels over them, in a figure or a part of one."""
+    axes = figure.subplots(-(-len(images) // columns), columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
     for axis, image, label in zip(axes, images, labels, strict=False):
         axis.imshow(image, interpolation='nearest')
-        axis.set_title(str(label), fontsize=8)
+        axis.set_title(str(label), fontsize=9)
+
+
+def draw_confusion(matrix: np.ndarray, names, picture_path: str, title: str = '') -> None:
+    """Counts [K, K] (is, taken for) as a PNG: darker for a larger share of the row, with the counts written in where there is room."""
+    from matplotlib.figure import Figure
+
+    classes = len(matrix)
+    side = min(14.0, max(4.5, 1.5 + 0.42 * classes))
+    figure = Figure(figsize=(side + 1, side), layout='constrained')
+    axis = figure.subplots()
+    shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
+    shade = np.sqrt(shares)  # or the few mistakes of a good network could not be seen
+    axis.imshow(shade, cmap='Greys', vmin=0, vmax=1, interpolation='nearest')
+    if classes <= 60:
+        axis.set_xticks(np.arange(1, classes) - 0.5, minor=True)
+        axis.set_yticks(np.arange(1, classes) - 0.5, minor=True)
+        axis.grid(which='minor', color='0.85', linewidth=0.6)
+        axis.tick_params(which='minor', length=0)
+    if classes <= 30:
+        for i, j in zip(*np.nonzero(matrix), strict=True):
+            axis.text(j, i, matrix[i, j], ha='center', va='center', fontsize=8, color='white' if shade[i, j] > 0.55 else 'black')
+    step = 1 if classes <= 60 else -(-classes // 50)
+    ticks = range(0, classes, step)
+    labels = [short(names[i]) for i in ticks]
+    long = max(map(len, labels)) > 2
+    axis.set_xticks(ticks, labels, rotation=90 if long else 0, fontsize=8)
+    axis.set_yticks(ticks, labels, fontsize=8)
+    axis.set(xlabel='taken for', ylabel='is')
+    axis.set_title(title, fontsize=10)
     save(figure, picture_path)
+
+
+def short(name: str, length: int = 16) -> str:
+    """The first of a class's names, cut."""
+    return str(name).split(',')[0][:length]
 
 
 def new_figure(panels: int):

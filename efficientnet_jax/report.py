@@ -1,4 +1,4 @@
-"""What a run leaves in its workdir: config.json, metrics.jsonl, TensorBoard events, result.json, and the progress line."""
+"""What a run leaves in its workdir: config.json, metrics.jsonl, TensorBoard events and result.json."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import sys
-import time
 from typing import TextIO
 
 import jax
@@ -19,6 +18,12 @@ RUNTIME_KNOBS = (
     'mesh', 'data_dir', 'eval_batch_size', 'eval_every_epochs', 'checkpoint_every_epochs', 'keep_last', 'keep_best', 'log_every_steps',
     'nan_rollbacks', 'max_corrupt', 'cache', 'export', 'study', 'supernet', 'plan', 'search',
 )  # fmt: skip
+
+
+# Knobs that change what a trained network computes, or whether its checkpoint can be read; the other preprocessing is the run's own
+# (model.json), and so is one of these that is None here.
+NETWORK_KNOBS = ('model', 'depth', 'width', 'stages', 'resolution', 'eval_crop_fraction', 'dtype', 'dataset', 'optimizer', 'ema_decay')
+OWN_WHEN_NONE = ('resolution', 'eval_crop_fraction')
 
 
 def recipe_of(config: dict) -> dict:
@@ -86,6 +91,18 @@ def check_same_recipe(workdir: str, there: dict, here: dict) -> None:
         )
 
 
+def warn_of_differences(workdir: str, config: dict) -> None:
+    """Says on stderr which NETWORK_KNOBS are not those that the run in workdir was trained with."""
+    path = os.path.join(workdir, 'config.json')
+    if jax.process_index() != 0 or not os.path.exists(path):
+        return
+    there = read_json(path)
+    asked = [knob for knob in NETWORK_KNOBS if not (knob in OWN_WHEN_NONE and config[knob] is None)]
+    differ = [f'{knob}={config[knob]!r} here, {there.get(knob)!r} there' for knob in asked if config[knob] != there.get(knob)]
+    if differ:
+        print(f'Warning: {workdir} was trained with another config: {"; ".join(differ)}.', file=sys.stderr, flush=True)
+
+
 def read_text(path: str) -> str:
     with open(path) as f:
         return f.read()
@@ -103,6 +120,14 @@ def write_json(path: str, value) -> None:
         json.dump(value, f, indent=2)
         f.write('\n')
     os.replace(partial, path)
+
+
+def write_result(workdir: str, result: dict) -> None:
+    """Writes result.json, and results.json with the last result of each mode; process 0 alone calls it."""
+    path = os.path.join(workdir, 'results.json')
+    results = read_json(path) if os.path.exists(path) else {}
+    write_json(path, results | {result['mode']: result})
+    write_json(os.path.join(workdir, 'result.json'), result)
 
 
 class MetricWriter:
@@ -170,32 +195,3 @@ def result(mode: str, config: dict, step: int, metrics: dict, examples: int, sec
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
         'processes': jax.process_count(),
     }
-
-
-class Progress:
-    """One line that renews itself on a terminal, plain lines elsewhere. Silent except on process 0."""
-
-    def __init__(self, total_steps: int, first_step: int):
-        self._total, self._first, self._start = total_steps, first_step, time.monotonic()
-        self._terminal = sys.stderr.isatty()
-
-    def show(self, step: int, **figures) -> None:
-        if jax.process_index() != 0:
-            return
-        elapsed = time.monotonic() - self._start
-        left = elapsed / max(1, step - self._first) * (self._total - step)
-        shown = '  '.join(f'{name} {value:.4g}' if isinstance(value, float) else f'{name} {value}' for name, value in figures.items())
-        line = f'step {step}/{self._total}  {shown}  ETA {clock(left)}'
-        print(f'\r\033[K{line}' if self._terminal else line, end='' if self._terminal else '\n', file=sys.stderr, flush=True)
-
-    def say(self, text: str) -> None:
-        """A line that stays."""
-        if jax.process_index() == 0:
-            print(f'\r\033[K{text}' if self._terminal else text, file=sys.stderr, flush=True)
-
-
-def clock(seconds: float) -> str:
-    """'1:02:03' or '2:03'."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'

@@ -98,3 +98,12 @@ def eval_step(module, recipe: Recipe, variables: dict[str, Any], batch: dict[str
     """Metric sums over the examples of a batch whose mask is true. batch: image uint8 [N, H, W, 3], label int32 [N], mask bool [N]."""
     logits = module.apply(variables, pixels(recipe, batch), train=False)
     return metric_sums(logits, batch['label'], batch['mask'])
+
+
+def examples_step(module, recipe: Recipe, variables: dict[str, Any], batch: dict[str, jax.Array]):
+    """(eval_step's sums, {'label', 'predicted': int32, 'probability': float32 of the predicted class, 'mask': bool}, all [N])."""
+    logits = module.apply(variables, pixels(recipe, batch), train=False)
+    predicted = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    probability = jnp.max(jax.nn.softmax(logits), axis=-1)
+    examples = {'label': batch['label'], 'predicted': predicted, 'probability': probability, 'mask': batch['mask']}
+    return metric_sums(logits, batch['label'], batch['mask']), examples

@@ -14,13 +14,14 @@ import time
 
 import jax
 
-from efficientnet_jax import hosts, report
+from efficientnet_jax import hosts, report, report_page
 from efficientnet_jax.checkpoint import Checkpoints
 from efficientnet_jax.data import pipeline, sources
 from efficientnet_jax.evaluate import evaluate_state
 from efficientnet_jax.experiment import as_dict, experiment
 from efficientnet_jax.mesh import put, replicated
-from efficientnet_jax.plots import contact_sheet, draw_curves
+from efficientnet_jax.plots import contact_sheet, draw_curves, short
+from efficientnet_jax.progress import Meter, Progress, Startup, clock
 from efficientnet_jax.step import eval_step, seen_pixels
 from efficientnet_jax.weights.start import start as starting
 from efficientnet_jax.weights.workdir import write_description
@@ -32,29 +33,38 @@ class NotFinite(FloatingPointError):
     """The loss or the gradients are NaN or infinite."""
 
 
-def train(config, workdir: str, build=experiment, evaluate=evaluate_state) -> dict:
-    """Trains, evaluates on schedule and leaves config.json, metrics.jsonl, tensorboard/, augmented.png, checkpoints/, curves.png and result.json.
+def train(config, workdir: str, build=experiment, evaluate=evaluate_state, began: float | None = None) -> dict:
+    """Trains, evaluates on schedule and leaves config.json, metrics.jsonl, log.txt, tensorboard/, augmented.png, checkpoints/, curves.png,
+    result.json and report.html.
 
     build and evaluate replace what makes the experiment and what scores a state, with the same arguments (search/supernet_train.py).
+    began: time.monotonic() when the process began, for the seconds to the first step; None: now.
     Returns the content of result.json. Raises ValueError for a config that cannot work (before anything is compiled) or a workdir
     in use, NotFinite with the step and the last good checkpoint when the loss or gradients are NaN or Inf and config.nan_rollbacks
     does not help, OSError when the workdir cannot be written, hosts.Stopped when asked to stop (SIGTERM, preemption) and saved.
     """
-    started = time.monotonic()
+    startup, started = Startup(began), time.monotonic()
+    import tensorflow  # noqa: F401 here, so that its seconds count as imports and not as data
+
+    startup.spent_on('imports')
     source = sources.open_source(config.dataset, config.train_split, config.data_dir)
     if config.cache:
         source = sources.CachedSource(source)
     eval_source = sources.open_source(config.dataset, config.eval_split, config.data_dir)
+    startup.spent_on('data')
     start = starting(config, workdir, source.num_classes, new_head=True)
     exp = build(config, source.num_classes, len(source), start=start)
     settings = as_dict(config)
     # Whatever way a run ends, also in a notebook that lives on, others can have its workdir and SIGTERM again.
-    with report.claim_workdir(workdir, settings), contextlib.closing(hosts.StopNotice()) as stop:
+    total_steps = exp.horizon.total_steps
+    with (
+        report.claim_workdir(workdir, settings),
+        contextlib.closing(hosts.StopNotice()) as stop,
+        Progress(workdir, total_steps) as progress,
+    ):
         checkpoints = Checkpoints(os.path.join(os.path.abspath(workdir), 'checkpoints'), config.keep_last, config.keep_best)
         result_path = os.path.join(workdir, 'result.json')
         state, first_step, note = checkpoints.restore_latest(exp.abstract_state())
-        total_steps = exp.horizon.total_steps
-        progress = report.Progress(total_steps, first_step)
         window = note.get('window', [])  # metrics of the steps since the last log line, when the run was stopped between two lines
         skipped, rollbacks = note.get('skipped', 0), note.get('rollbacks', 0)
         if state is None:
@@ -86,19 +96,26 @@ def train(config, workdir: str, build=experiment, evaluate=evaluate_state) -> di
             return step % every == 0 or step == total_steps
 
         batches, writer = batches_after(first_step), report.MetricWriter(workdir, first_step)
-        step, scores, since, between_lines = first_step, None, time.monotonic(), bool(window)
+        step, scores, between_lines, meter = first_step, None, bool(window), Meter(config.batch_size)
+        startup.spent_on('init')
         try:
             while step < total_steps or between_lines:
                 if not between_lines:
                     batch = next(batches)
-                    if step == 0:
-                        draw_inputs(exp, batch, source.class_names, os.path.join(workdir, 'augmented.png'))
+                    if 'compile' not in startup.parts:
+                        startup.spent_on('data')
                     state, metrics = step_fn(state, batch)
                     step += 1
                     window.append(metrics)
-                    if step == first_step + 1:
+                    meter.step()
+                    if 'compile' not in startup.parts:
                         jax.block_until_ready(metrics)
-                        progress.say(f'First step after {time.monotonic() - started:.1f} s.')
+                        startup.spent_on('compile')
+                        progress.started(step, startup)
+                        if step == 1:
+                            draw_inputs(exp, batch, source.class_names, os.path.join(workdir, 'augmented.png'))
+                        meter.restart()
+                        batches.waited = 0.0
                     if stop.at(step):
                         window = [floats(metrics) for metrics in window]
                         if first_not_finite(window) is None:
@@ -125,24 +142,19 @@ def train(config, workdir: str, build=experiment, evaluate=evaluate_state) -> di
                         batches.close()
                         writer.close()
                         batches, writer, window = batches_after(step), report.MetricWriter(workdir, step), []
+                        meter.restart()
                         continue
-                    now = time.monotonic()
-                    means = mean_metrics(window)
-                    speed = {
-                        'images_per_sec': len(window) * config.batch_size / (now - since),
-                        'input_wait': batches.waited / (now - since),
-                    }
+                    means, speed = mean_metrics(window), meter.read(batches.waited)
                     writer.write(step, 'train', **means, learning_rate=float(rate(step - 1)), **speed)
-                    progress.show(
-                        step, loss=means['loss'], top1=means['top1'], images_s=round(speed['images_per_sec']), wait=speed['input_wait']
-                    )
-                    window, since, batches.waited = [], now, 0.0
+                    images_s = round(speed['images_per_sec']) if speed else None
+                    progress.show(step, loss=means['loss'], top1=means['top1'], images_s=images_s, wait=speed.get('input_wait'))
+                    window, batches.waited = [], 0.0
                 if evaluating:
                     scores = evaluate(eval_fn, state, eval_source, exp, config.eval_batch_size, config.max_corrupt)
                     for split, score in scores.items():
                         writer.write(step, split, **score)
                     progress.say(f'step {step}: ' + ', '.join(f'{split} top-1 {score["top1"]:.2%}' for split, score in scores.items()))
-                    since = time.monotonic()
+                    meter.restart()
                 if saving:
                     writer.flush()  # a checkpoint promises that the lines up to its step are there
                     best_by = (scores.get('eval_ema') or scores['eval']) if evaluating else None
@@ -158,9 +170,12 @@ def train(config, workdir: str, build=experiment, evaluate=evaluate_state) -> di
             'train', settings, total_steps, scores, (total_steps - first_step) * config.batch_size, time.monotonic() - started
         )
         result |= {'rollbacks': rollbacks, 'skipped_batches': skipped} if rollbacks else {}
+        result |= {'seconds_to_first_step': startup.parts} if 'compile' in startup.parts else {}
         if jax.process_index() == 0:
             draw_curves(os.path.join(workdir, 'metrics.jsonl'), os.path.join(workdir, 'curves.png'), title=config.model)
-            report.write_json(result_path, result)
+            report.write_result(workdir, result)
+            report_page.write(workdir)
+        progress.say(f'Done after {clock(result["seconds"])}: {workdir}/report.html shows it, result.json has the figures.')
         return result
 
 
@@ -170,7 +185,7 @@ def draw_inputs(exp, batch, class_names, path: str) -> None:
     seen = jax.device_get(see(batch))
     if jax.process_index() == 0:
         names = class_names or range(exp.module.num_classes)
-        contact_sheet(seen['image'], [str(names[label]).split(',')[0][:16] for label in seen['label']], path)
+        contact_sheet(seen['image'], [short(names[label]) for label in seen['label']], path)
 
 
 def trained(result_path: str) -> bool:

@@ -4,7 +4,7 @@ import ast
 import pathlib
 
 LAYERS = {
-    0: ('architectures', 'counting', 'scaling'),
+    0: ('architectures', 'counting', 'scaling', 'quiet'),
     1: ('models', 'data', 'jaxpr_count'),
     2: (
         'allocator',
@@ -17,6 +17,9 @@ LAYERS = {
         'checkpoint',
         'report',
         'plots',
+        'progress',
+        'report_page',
+        'mistakes',
         'experiment',
         'augment_device',
         'hlo_cost',

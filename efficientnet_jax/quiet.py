@@ -1,0 +1,74 @@
+"""What libraries say that nobody can act on, and how each is kept from saying it; errors and warnings still come through.
+
+TensorFlow logs its start-up notes from C++ while it is loaded, before it has read TF_CPP_MIN_LOG_LEVEL, so that neither the environment
+nor Python's logging reaches them. For the seconds of that import alone, a `grep -v` stands between file descriptor 2 and the terminal;
+a process of its own, so that what a crash prints last is not lost with us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.abc
+import importlib.machinery
+import logging
+import os
+import shutil
+import subprocess
+import sys
+
+# absl's log lines of severity INFO ('I0000 00:00:1795527753.36 7634 port.cc:153] oneDNN ...'), and the heading of absl's first line.
+TENSORFLOW_NOTES = r'^I[0-9]{4} [0-9:.]+ +[0-9]+ [a-z_]+\.cc:[0-9]+\]|^WARNING: All log messages before absl::InitializeLog\(\)'
+# Orbax says it of every manager that only reads, on the level of a warning. (checkpoint_manager.py)
+ORBAX_NOTE = 'Given directory is read only='
+
+
+def libraries() -> None:
+    """Keeps TensorFlow and Orbax quiet in this process; call it before jax or TensorFlow is imported. An environment that says otherwise wins."""
+    # 3 is fatal errors only: others come as exceptions too, but at level 2 it also calls it an error that there is no GPU.
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    if 'tensorflow' not in sys.modules and not any(isinstance(finder, _TensorFlow) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _TensorFlow())
+    logging.getLogger('absl').addFilter(_worth_saying)
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(ORBAX_NOTE)
+
+
+class _TensorFlow(importlib.abc.MetaPathFinder):
+    """Finds nothing but TensorFlow, and has it loaded behind the filter."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != 'tensorflow':
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def load_quietly(module):
+                with without_lines(TENSORFLOW_NOTES):
+                    load(module)
+
+            spec.loader.exec_module = load_quietly
+        return spec
+
+
+@contextlib.contextmanager
+def without_lines(pattern: str):
+    """Within it, lines on file descriptor 2 that match an extended regular expression are dropped, also those that C++ writes."""
+    grep = shutil.which('grep')
+    if grep is None:
+        yield
+        return
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with subprocess.Popen(
+        [grep, '--line-buffered', '-Ev', pattern], stdin=subprocess.PIPE, stdout=terminal, stderr=subprocess.DEVNULL
+    ) as filter:
+        os.dup2(filter.stdin.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)  # Popen's own end closes the pipe and waits until grep has written all
