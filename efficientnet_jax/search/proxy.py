@@ -7,6 +7,7 @@ keeps the accuracy of its rung.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import threading
@@ -57,8 +58,13 @@ def proxy_config(config, space: Space, candidate: Candidate):
 
 
 def _horizon(config) -> Horizon:
-    examples = len(sources.open_source(config.dataset, config.train_split, config.data_dir))
+    examples = _examples(config.dataset, config.train_split, config.data_dir)
     return Horizon.of(examples, config.batch_size, config.epochs, config.steps)
+
+
+@functools.cache
+def _examples(dataset: str, split: str, data_dir: str | None) -> int:
+    return len(sources.open_source(dataset, split, data_dir))
 
 
 def _rungs(knobs, horizon: Horizon) -> list[int]:

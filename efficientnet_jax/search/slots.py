@@ -163,7 +163,8 @@ class Slots:
     def _line(self, one: Record, records: list[Record]) -> str:
         total = self._count * len(self._arms)
         left = (time.monotonic() - self._began) / max(1, len(records) - self._at_start) * (total - len(records))
-        best = ', '.join(f'{arm} {max((r["reward"] for r in records if r["arm"] == arm), default=0):.4f}' for arm in self._arms)
+        arms = {arm: [r['reward'] for r in records if r['arm'] == arm] for arm in self._arms}
+        best = ', '.join(f'{arm} {max(rewards):.4f}' for arm, rewards in arms.items() if rewards)
         how = f'as {one["reused"]}' if one['reused'] else f'stopped at step {one["stopped_at"]}' if one['stopped_at'] else ''
         how = f'failed: {one["failed"]}' if one['failed'] else how
         cost = 'unknown' if one['cost'] is None else f'{one["cost"]:.4g}'

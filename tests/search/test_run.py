@@ -101,6 +101,35 @@ def test_random_beginnings_are_evaluated_once(tmp_path):
         assert {one['reused'], two['reused']} == {None, key_of('evolution' if two['reused'] else 'random', slot)}
 
 
+def test_estimated_cycles_are_a_cost(tmp_path, monkeypatch):
+    """Of a table that process 0 fills before the first candidate; the table itself is in test_cycles."""
+    filled = []
+
+    class Table:
+        def __init__(self, space, config, folder):
+            self.space = space
+
+        def __call__(self, candidate):
+            return 7.0 * counting.count(self.space.decode(candidate))[1]
+
+        def fill(self):
+            filled.append(self)
+
+    monkeypatch.setattr(setting.cycles, 'cycle_cost', Table)
+    config = small()
+    config.search.update(cost='cycles', target=10.0)
+    with pytest.raises(ValueError, match=r'search.target=10 can be met by no candidate .* \(cycles\)'):
+        search(config, str(tmp_path))
+    assert filled and not (tmp_path / 'search' / 'trials.journal').exists()
+    config.search.target = 1e6
+    search(config, str(tmp_path))
+    space = setting.setting(config, '').space
+    assert all(line['cost'] == 7 * counting.count(space.decode(line['candidate']))[1] for line in lines(tmp_path))
+    config.study.chip = 'v6e:1x1'
+    with pytest.raises(ValueError, match=r"search.chip='v5e:1x1' there, 'v6e:1x1' here"):
+        search(config, str(tmp_path))
+
+
 @pytest.fixture
 def queue(tmp_path):
     return trials.open_study(f'journal:{tmp_path}/t', 'x', {})
@@ -388,3 +417,31 @@ def test_a_supernet_is_searched(tmp_path, data_dir):
     assert result['metrics']['arms']['evolution']['slots'] == 4 and len(lines(tmp_path)) == 8
     assert all(line['seconds'] is not None and line['accuracy'] >= 0 for line in lines(tmp_path))
     assert os.listdir(tmp_path / 'search' / 'supernet' / 'checkpoints') and not (tmp_path / 'search' / 'candidates').exists()
+
+
+@pytest.mark.slow
+def test_what_is_compiled_ahead_is_what_is_trained(tmp_path, data_dir):
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    config = small('random', 'train', data_dir)
+    config.search.steps = 2
+    space = setting.setting(config, '').space
+    candidate = space.sample(random.Random(0))
+
+    def programs():
+        return {name for name in os.listdir(tmp_path / 'cache') if name.startswith('jit_train_step') and name.endswith('cache')}
+
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update('jax_compilation_cache_dir', str(tmp_path / 'cache'))
+        compilation_cache.reset_cache()
+        ahead = proxy.Ahead(config, space)
+        ahead.start(candidate)
+        ahead.wait()
+        compiled = programs()
+        proxy.evaluate(config, space, candidate, str(tmp_path / 'run'))
+        assert len(compiled) == 1 and programs() == compiled
+    finally:
+        jax.config.update('jax_compilation_cache_dir', before)
+        compilation_cache.reset_cache()
