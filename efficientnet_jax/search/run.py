@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from efficientnet_jax import hosts, report, trials
+from efficientnet_jax import hosts, report, report_page, trials
 from efficientnet_jax.experiment import as_dict
 from efficientnet_jax.search import full, outputs, proxy, strategies, supernet_train
 from efficientnet_jax.search.oracle import Oracle
@@ -36,7 +36,7 @@ def search(config, workdir: str) -> dict[str, Any]:
         raise ValueError(f'search.action={config.search.action!r} must be one of {", ".join(actions)}.')
     facts = actions[config.search.action](config, workdir, setting(config, workdir))
     result = report.result('search', as_dict(config), 0, {'action': config.search.action, **facts}, 0, time.monotonic() - began)
-    hosts.on_first(lambda: report.write_json(os.path.join(workdir, 'result.json'), result))
+    hosts.on_first(lambda: report_page.leave(workdir, result))
     return result
 
 
@@ -109,11 +109,11 @@ def slots_of(config, found: Setting, queue: trials.Queue, **options) -> Slots:
 def evaluate(
     config, found: Setting, slots: Slots | None, score: Score, folder: str, ahead: proxy.Ahead | None, key: str, point: dict[str, Any]
 ) -> tuple[float, dict[str, Any]]:
-    """(reward, what is kept beside it) of a slot. Every process of the worker calls it; slots is on process 0."""
+    """(reward, {'result': what is kept beside it}) of a slot. Every process of the worker calls it; slots is on process 0."""
     while True:
         twin = hosts.on_first(lambda: slots.twin(key))
         if twin['result'] is not None:
-            return twin['result'].pop('reward'), twin['result']
+            return twin['result'].pop('reward'), {'result': twin['result']}
         if not twin['wait']:
             break
         time.sleep(1.0)
@@ -132,7 +132,7 @@ def evaluate(
     kept = score(candidate, os.path.join(folder, point['hash']), go_on, config.seed)
     seconds = kept.pop('step_seconds', None)
     kept |= hosts.on_first(lambda: {'cost': cost_of(seconds), 'rungs': slots.rungs()})
-    return (0.0 if kept['failed'] else found.objective(kept['accuracy'], kept['cost'])), kept
+    return (0.0 if kept['failed'] else found.objective(kept['accuracy'], kept['cost'])), {'result': kept}
 
 
 def scorer(config, workdir: str, found: Setting) -> Score:

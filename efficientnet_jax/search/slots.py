@@ -18,7 +18,6 @@ from efficientnet_jax.search.space import Candidate, Space, candidate_hash
 from efficientnet_jax.search.strategies import Seen, Strategy
 
 Record = dict[str, Any]
-RESULTS = ('accuracy', 'cost', 'seconds', 'stopped_at', 'failed', 'rungs')  # what a slot takes over from another
 
 
 class Slots:
@@ -64,12 +63,8 @@ class Slots:
         others = [(name, p) for name, p in points.items() if name != key and p['point']['hash'] == mine['point']['hash']]
         for name, point in others:
             if point['state'] == 'complete':
-                kept = point['attributes']
-                result = {field: kept.get(field) for field in RESULTS} | {
-                    'reward': point['values'][0],
-                    'reused': kept.get('reused') or name,
-                }
-                return {'result': result, 'wait': False}
+                kept = _result(point)
+                return {'result': kept | {'reward': point['values'][0], 'reused': kept.get('reused') or name}, 'wait': False}
         wait = any(point['state'] == 'running' and point['number'] < mine['number'] for _, point in others)
         if wait:
             self._queue.reap()
@@ -82,7 +77,7 @@ class Slots:
         arm = self._claim.point['arm']
         there = {}
         for key, point in self._queue.points().items():
-            had = point['attributes'].get('rungs') or []
+            had = _result(point).get('rungs') or point['attributes'].get('rungs') or []
             if point['point']['arm'] == arm and key != self._claim.key and len(had) > rung:
                 there[point['point']['hash']] = had[rung]
         better = sum(other > reward for other in there.values())
@@ -101,7 +96,7 @@ class Slots:
 
     def _record(self, point: dict[str, Any]) -> Record:
         """A line of trials.jsonl. A failed slot has accuracy and reward 0."""
-        at, kept = point['point'], point['attributes']
+        at, kept = point['point'], _result(point)
         candidate = self._space.from_tokens(at['tokens'])
         failed = kept.get('failed') if point['state'] == 'complete' else point['why'] or 'unknown'
         cost = kept.get('cost')
@@ -172,6 +167,11 @@ class Slots:
             f'{len(records)}/{total}  {one["arm"]} {one["slot"]}  reward {one["reward"]:.4f}  accuracy {one["accuracy"]:.2%}  cost {cost}  '
             f'{f"{how}  " if how else ""}best: {best}  {left / 60:.0f} min left'
         )
+
+
+def _result(point: dict[str, Any]) -> dict[str, Any]:
+    """What run.evaluate kept of a completed slot, in one attribute: each is a write that waits for the disk."""
+    return point['attributes'].get('result', {})
 
 
 def key_of(arm: str, slot: int) -> str:

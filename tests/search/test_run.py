@@ -161,7 +161,7 @@ def test_a_failed_candidate_counts_and_may_be_tried_again(queue):
     assert record['cost'] > 0 and candidate_hash(record['candidate']) == record['hash']
     assert slots.claim().key == 'a_00001'
     queue.retry()
-    slots.claim().complete(0.7, accuracy=0.7, cost=1.0)
+    slots.claim().complete(0.7, result={'accuracy': 0.7, 'cost': 1.0})
     assert slots.records()[0]['reward'] == 0.7
 
 
@@ -172,7 +172,7 @@ def test_rungs_keep_the_best_of_an_arm(queue):
         claim = slots.claim()
         verdicts.append(slots.go_on(0, reward, 2))
         assert slots.rungs() == [reward]
-        claim.complete(reward, accuracy=reward, rungs=slots.rungs())
+        claim.complete(reward, result={'accuracy': reward, 'rungs': slots.rungs()})
     assert verdicts == [True, False, True, False]
 
 
