@@ -56,12 +56,10 @@ def grid(
     if constraint == 'nominal':
         ratios = {triple: nominal_ratio(*triple) for triple in triples}
     else:
-        of_network: dict[str, float] = {}
-        base_cost, ratios = cost(base), {}
+        base_cost, of_network, ratios = cost(base), {}, {}
         for triple in triples:
             point = _point(base, triple, resolution_multiple)
-            of_network.setdefault(point.network, None)
-            if of_network[point.network] is None:
+            if point.network not in of_network:
                 of_network[point.network] = cost(point.architecture) / base_cost
             ratios[triple] = of_network[point.network]
     inside = [triple for triple in triples if abs(ratios[triple] - ratio) <= tolerance + 1e-9]
@@ -72,6 +70,14 @@ def grid(
             f'alpha, beta, gamma = {nearest}. Set study.tolerance={abs(ratios[nearest] - ratio) + 0.005:.2f}, a smaller study.step or study.highest.'
         )
     return _networks(base, inside, ratio, resolution_multiple), len(inside)
+
+
+def networks(base: Architecture, *, highest: float, step: float, depth_rounding: str, resolution_multiple: int) -> list[Architecture]:
+    """All that a constraint on the real cost has to look at, the base among them."""
+    base = dataclasses.replace(base, depth_rounding=depth_rounding)
+    axis = factors(highest, step)
+    made = [_point(base, triple, resolution_multiple).architecture for triple in itertools.product(axis, axis, axis)]
+    return [base, *{points.network(architecture): architecture for architecture in made}.values()]
 
 
 def _networks(base, triples, ratio: float, resolution_multiple: int) -> list[Point]:

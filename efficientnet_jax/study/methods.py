@@ -76,12 +76,22 @@ def scaled(base: Architecture, method: str, s: float, options: Options = PLAIN) 
     return Point(base, method, '', *METHODS[method](s), *options)
 
 
-def solve(base: Architecture, method: str, target: float, cost: Callable[[Architecture], float], options: Options = PLAIN, most=80):
+def solve(
+    base: Architecture, method: str, target: float, cost: Callable[[Architecture], float], options: Options = PLAIN, most: int | None = None
+) -> Point:
     """The point of a method whose cost after rounding is nearest to the target.
 
-    cost: of an architecture, growing with it; called at most `most` times (a compile may be behind it).
+    cost: of an architecture, growing with it. most: calls of it, where a compile is behind each; what comes out is within 1 % of the
+    target, or the nearest of those that were looked at.
     Raises ValueError when the method does not reach the target within multipliers of 1/16 to 16, or cannot change the cost at all.
     """
+    found = _by_halving(base, method, target, cost, options) if most is None else _by_steps(base, method, target, cost, options, most)
+    point = tidy(scaled(base, method, found, options))
+    return dataclasses.replace(point, label=label(point.depth, point.width, point.resolution))
+
+
+def _by_halving(base, method, target, cost, options) -> float:
+    """The number s of solve's point."""
     low, high = _range(method)
     ends = [cost(scaled(base, method, s, options).architecture) for s in (low, high)]
     if ends[0] == ends[1]:
@@ -93,7 +103,7 @@ def solve(base: Architecture, method: str, target: float, cost: Callable[[Archit
             f'study.target={target:.4g} must be between {ends[0]:.4g} and {ends[1]:.4g} for method {method} of {base.name} (multipliers of 1/16 to 16).'
         )
     best = min(zip(ends, (low, high), strict=True), key=lambda end: abs(math.log(end[0] / target)))
-    for _ in range(most - 2):
+    for _ in range(80):
         middle = math.sqrt(low * high)
         if not low < middle < high:
             break
@@ -102,8 +112,48 @@ def solve(base: Architecture, method: str, target: float, cost: Callable[[Archit
         low, high = (middle, high) if found <= target else (low, middle)
         if found == target or high / low < 1 + 1e-9:
             break
-    point = tidy(scaled(base, method, best[1], options))
-    return dataclasses.replace(point, label=label(point.depth, point.width, point.resolution))
+    return best[1]
+
+
+def _by_steps(base, method, target, cost, options, most) -> float:
+    """As _by_halving, from the base on by secants of log cost over log s, so that few and no huge networks are looked at."""
+    low, high = map(math.log, _range(method))
+    base_cost = cost(scaled(base, method, 1.0, options).architecture)
+    if not math.isfinite(base_cost):
+        raise ValueError(f'{base.name} itself does not fit into the memory of study.chip; lower study.cycles_batch.')
+    seen = {0.0: math.log(base_cost)}  # log s: log cost
+    kept, wanted = {scaled(base, method, 1.0, options).network: seen[0.0]}, math.log(target)
+    # Cycles grow with s about as multiply-adds do, which s counts; who asks for far more gets no compile of a monster.
+    if not low - math.log(4) <= wanted - seen[0.0] <= high + math.log(4):
+        raise ValueError(
+            f'study.target={target:.4g} is too far from the {base_cost:.4g} of {base.name} for method {method}, whose multipliers are 1/16 to 16.'
+        )
+    for _ in range(40):
+        if min(abs(found - wanted) for found in seen.values()) < 0.01:
+            break
+        at = _next_step(seen, wanted, low, high)
+        if at in seen:
+            raise ValueError(f'study.target={target:.4g} is not reached by method {method} of {base.name} with multipliers of 1/16 to 16.')
+        point = scaled(base, method, math.exp(at), options)
+        if point.network not in kept and len(kept) == most:
+            break
+        if point.network not in kept:
+            kept[point.network] = math.log(cost(point.architecture))
+        seen[at] = kept[point.network]
+    return math.exp(min(seen, key=lambda at: abs(seen[at] - wanted)))
+
+
+def _next_step(seen: dict[float, float], wanted: float, low: float, high: float) -> float:
+    """Where to look next: between the two that enclose the target, else from the nearest on, with the slope of the two nearest."""
+    below = max((at for at, found in seen.items() if found <= wanted), default=None)
+    above = min((at for at, found in seen.items() if found > wanted), default=None)
+    if below is not None and above is not None:
+        part = (wanted - seen[below]) / (seen[above] - seen[below]) if seen[above] < math.inf else 0.5
+        return below + min(0.9, max(0.1, part)) * (above - below)  # rounding makes steps: never stay at one end
+    near, *others = sorted(seen, key=lambda at: abs(seen[at] - wanted))
+    slope = (seen[near] - seen[others[0]]) / (near - others[0]) if others else 1.0
+    step = (wanted - seen[near]) / max(slope, 0.25)
+    return min(high, max(low, near + min(math.log(4), max(-math.log(4), step))))
 
 
 def _range(method: str) -> tuple[float, float]:

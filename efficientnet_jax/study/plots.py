@@ -10,14 +10,17 @@ STYLES = (('o', '-'), ('s', '--'), ('^', ':'), ('D', '-.'), ('v', (0, (5, 1))), 
 COSTS = {'macs': 'multiply-adds', 'activations': 'activations', 'params': 'parameters', 'cycles': 'estimated cycles, forward'}
 
 
-def draw(rows: list[dict[str, Any]], path: str, title: str, kind: str) -> None:
-    """The picture of a study at `path` without its suffix: accuracy against costs where there is any, else costs alone."""
+def draw(rows: list[dict[str, Any]], path: str, title: str, kind: str, measure: str | None = None) -> None:
+    """The picture of a study at `path` without its suffix: accuracy against costs where there is any, else costs alone.
+
+    measure: of a plan, what its targets are of.
+    """
     if kind == 'grid':
         figure = surface(rows)
     elif any(row.get('top1') is not None for row in rows):
         figure = accuracy(rows, 'top1', 'top-1, held out', 100)
     elif kind == 'plan':
-        figure = costs(rows)
+        figure = methods(rows, measure)
     elif any(row['printed_top1'] is not None for row in rows):
         figure = accuracy(rows, 'printed_top1', 'top-1 in the paper, %', 1, dots=True)
     else:
@@ -69,16 +72,20 @@ def exact_and_printed(axis, rows) -> None:
     axis.legend(frameon=False, fontsize=7)
 
 
-def costs(rows):
-    """Each other cost against multiply-adds, a line a series (a scaling method)."""
-    others = [name for name in ('activations', 'params', 'cycles') if all(row.get(name) is not None for row in rows)]
-    figure, axes = new_figure(len(others))
-    for axis, cost in zip(axes, others, strict=True):
+def methods(rows, measure: str):
+    """Scaling methods side by side: what each pays in multiply-adds, activations and cycles (parameters where there are none) for a target."""
+    has_cycles = any(row.get('cycles') is not None for row in rows)
+    panels = ('macs', 'activations', 'cycles' if has_cycles else 'params')
+    figure, axes = new_figure(len(panels))
+    for axis, cost in zip(axes, panels, strict=True):
         for (marker, line), (name, points) in zip(STYLES * 9, series(rows).items(), strict=False):
-            ordered = sorted(points, key=lambda row: row['macs'])
-            x, y = ([row[column] for row in ordered] for column in ('macs', cost))
-            axis.plot(x, y, marker=marker, linestyle=line, color='black', markersize=4, linewidth=1, label=name, markerfacecolor='white')
-        axis.set(xscale='log', yscale='log', xlabel=COSTS['macs'], ylabel=COSTS[cost])
+            known = [row for row in points if row.get(cost) is not None and (row['target'] or row.get(measure)) is not None]
+            ordered = sorted((row['target'] or row[measure], row[cost]) for row in known)
+            axis.plot(
+                *zip(*ordered, strict=True), marker=marker, linestyle=line, color='black', markersize=5, linewidth=1, label=name,
+                markerfacecolor='none',
+            )  # fmt: skip
+        axis.set(xscale='log', yscale='log', xlabel=f'target: {COSTS[measure]}', ylabel=COSTS[cost])
     axes[0].legend(frameon=False, fontsize=7)
     return figure
 

@@ -36,6 +36,7 @@ class Point:
     resolution_multiple: int = 1  # pixels are rounded to multiples of it
     max_resolution: int | None = None  # pixels
     late_stages: int | None = None
+    target: float | None = None  # for which it was solved
     printed: Printed = NOT_PRINTED
     note: str = ''
 

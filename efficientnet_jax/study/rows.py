@@ -13,7 +13,7 @@ from efficientnet_jax.study import points
 from efficientnet_jax.study.points import Point
 
 HEADINGS = {
-    'series': 'series', 'point': 'point', 'depth': 'd', 'width': 'w', 'resolution': 'r', 'pixels': 'px', 'params': 'params', 'macs': 'MACs',
+    'series': 'series', 'point': 'point', 'target': 'target', 'depth': 'd', 'width': 'w', 'resolution': 'r', 'pixels': 'px', 'params': 'params', 'macs': 'MACs',
     'activations': 'activations', 'ratio': 'MACs / base', 'xla_flops': 'XLA FLOPs', 'cycles': 'est. cycles', 'hbm_bytes': 'est. HBM',
     'latency': 'seconds', 'latency_low': 'fastest', 'latency_high': 'slowest', 'printed_latency': 'paper seconds',
     'printed_params': 'paper params', 'printed_macs': 'paper FLOPs', 'printed_top1': 'paper top-1', 'printed_top5': 'paper top-5',
@@ -22,7 +22,7 @@ HEADINGS = {
 }  # fmt: skip
 PER_CENT = ('printed_top1', 'printed_top5')
 SHARES = ('top1', 'top1_low', 'top1_high')
-LARGE = ('params', 'macs', 'activations', 'xla_flops', 'cycles', 'hbm_bytes')
+LARGE = ('target', 'params', 'macs', 'activations', 'xla_flops', 'cycles', 'hbm_bytes')
 
 
 def row(point: Point, num_classes: int = 1000, base_macs: int | None = None) -> dict[str, Any]:
@@ -32,6 +32,7 @@ def row(point: Point, num_classes: int = 1000, base_macs: int | None = None) -> 
     return {
         'series': point.series,
         'point': point.label,
+        'target': point.target,
         'depth': architecture.depth if point.late_stages is None else point.depth,
         'width': architecture.width,
         'resolution': None if base_macs is None else point.resolution,

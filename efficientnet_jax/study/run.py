@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from typing import Any
 
 import jax
 
-from efficientnet_jax import report
+from efficientnet_jax import aot, report, report_page
 from efficientnet_jax.data import sources
 from efficientnet_jax.experiment import architecture_of, as_dict
 from efficientnet_jax.experiment import check as check_recipe
@@ -47,6 +48,8 @@ def study(config, workdir: str) -> dict[str, Any]:
     cost = costs.Costs(config, workdir, num_classes)
     points, facts, notes = points_of(config, cost)
     base_macs = cost.measure('macs')(base_of(config)) if kind in ('grid', 'plan') else None
+    if config.study.cycles:
+        cost.need(point.architecture for point in points)
     table = [rows.row(point, num_classes, base_macs) for point in points]
     for row, point in zip(table, points, strict=True):
         row.update(cost.compiled(point.architecture))
@@ -59,10 +62,10 @@ def study(config, workdir: str) -> dict[str, Any]:
     if jax.process_index() == 0:
         folder = os.path.join(workdir, 'study')
         print(rows.save(folder, kind, table, TITLES[kind], notes, facts), end='')
-        plots.draw(table, os.path.join(folder, kind), TITLES[kind], kind)
+        plots.draw(table, os.path.join(folder, kind), TITLES[kind], kind, facts.get('measure'))
     result = report.result('study', as_dict(config), 0, {'kind': kind, 'points': len(table), **facts}, 0, time.monotonic() - began)
     if jax.process_index() == 0:
-        report.write_json(os.path.join(workdir, 'result.json'), result)
+        report_page.leave(workdir, result)
     return result
 
 
@@ -74,16 +77,16 @@ def points_of(config, cost: costs.Costs) -> tuple[list[Point], dict[str, Any], l
     """(points, figures for result.json, notes below the table) of the study's kind."""
     knobs, kind = config.study, config.study.kind
     if kind == 'grid':
+        axes = {name: knobs[name] for name in ('highest', 'step', 'depth_rounding', 'resolution_multiple')}
+        if knobs.constraint == 'cycles':
+            cost.need(grid.networks(base_of(config), **axes))
         points, triples = grid.grid(
             base_of(config),
             ratio=knobs.ratio,
             tolerance=knobs.tolerance,
-            highest=knobs.highest,
-            step=knobs.step,
             constraint=knobs.constraint,
             cost=None if knobs.constraint == 'nominal' else cost.measure(knobs.constraint),
-            depth_rounding=knobs.depth_rounding,
-            resolution_multiple=knobs.resolution_multiple,
+            **axes,
         )
         macs = [cost.measure('macs')(architecture) for architecture in (base_of(config), *(point.architecture for point in points))]
         ratios = [value / macs[0] for value in macs[1:]]
@@ -106,6 +109,8 @@ def plan(config, cost: costs.Costs) -> tuple[list[Point], dict[str, Any], list[s
     measure, targets = 'macs', tuple(factor * cost.measure('macs')(base) for factor in PLAN_FACTORS)
     if knobs.target is not None:
         measure, targets = methods.parse_target(knobs.target)
+    if measure == 'cycles':
+        cost.need_targets(len(knobs.methods) * len(targets))
     options = methods.Options(knobs.resolution_multiple, knobs.max_resolution, knobs.late_stages)
     points, notes = [], []
     for method in knobs.methods:
@@ -116,7 +121,7 @@ def plan(config, cost: costs.Costs) -> tuple[list[Point], dict[str, Any], list[s
             except ValueError as error:
                 notes.append(str(error))
                 continue
-            points.append(point)
+            points.append(dataclasses.replace(point, target=target))
             off = cost.measure(measure)(point.architecture) / target - 1
             if abs(off) > 0.05:
                 notes.append(f'The network of {method} nearest to {measure} {target:.4g} after rounding is {off:+.0%} off: {point.label}.')
@@ -169,9 +174,13 @@ def check(config) -> None:
         'resolution_multiple': 1,
         'max_resolution': 8,
         'late_stages': 1,
+        'cycles_batch': 1,
+        'compiles': 1,
     }
     for name, low in lowest.items():
         if knobs[name] is not None and not knobs[name] >= low:  # NaN is not at least anything
             raise ValueError(f'study.{name}={knobs[name]} must be at least {low}.')
     if knobs.target is not None:
         methods.parse_target(knobs.target)
+    if costs.wants_cycles(config):
+        aot.slice_devices(knobs.chip, 'study.chip')

@@ -24,7 +24,7 @@ from efficientnet_jax.study.points import Point, knobs, network
 from efficientnet_jax.train import train
 
 # Knobs of config.study that do not decide which points there are and how they are trained.
-RUNTIME = ('train', 'seeds', 'storage', 'name', 'lease_seconds', 'retry', 'xla_flops', 'images', 'checkpoints')
+RUNTIME = ('train', 'seeds', 'storage', 'name', 'lease_seconds', 'retry', 'xla_flops', 'cycles', 'compiles', 'images', 'checkpoints')
 
 
 def accuracies(config, workdir: str, points: list[Point]) -> dict[str, dict[str, Any]]:
