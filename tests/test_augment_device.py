@@ -11,8 +11,8 @@ from efficientnet_jax.data import order, policies
 from efficientnet_jax.mesh import batch_sharding, make_mesh
 
 sys.path.insert(0, str(Path(__file__).parent / 'data'))
-import reference_ops
-from test_augment_host import IMAGES, LEVELS
+from tests.data import reference_ops
+from tests.data.test_augment_host import IMAGES, LEVELS
 
 APPLY = jax.jit(augment_device.apply_ops, static_argnames='mesh')
 

@@ -6,12 +6,12 @@ import itertools
 import jax
 import numpy as np
 import pytest
-import tiny
 
 from efficientnet_jax.data import pipeline, sources
 from efficientnet_jax.experiment import experiment
 from efficientnet_jax.mesh import put, replicated
 from efficientnet_jax.step import pixels, seen_pixels, targets, train_inputs
+from tests import tiny
 
 KNOBS = {'policy': 'randaugment', 'on': 'device', 'cutout': 4, 'translate': 8, 'mixup': 0.2, 'cutmix': 1.0, 'erase': 0.5}
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-import reference_ops
-from image_files import photo
 from PIL import Image, ImageEnhance, ImageOps
 
 from efficientnet_jax.data import augment_host, policies
+from tests.data import reference_ops
+from tests.data.image_files import photo
 
 LEVELS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 17, 28)
 IMAGES = {

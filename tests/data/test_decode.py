@@ -2,11 +2,11 @@ import io
 
 import numpy as np
 import pytest
-from image_files import encode, photo
 from PIL import Image
 
 from efficientnet_jax.data import decode
 from efficientnet_jax.data.preprocess import IMAGENET, INCEPTION, LITE, Preprocess
+from tests.data.image_files import encode, photo
 
 RGB = photo()
 GREY = np.asarray(Image.fromarray(RGB).convert('L'))

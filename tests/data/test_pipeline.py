@@ -3,13 +3,13 @@ import threading
 
 import numpy as np
 import pytest
-from image_files import encode, photo, write_folder
 
 from efficientnet_jax.data import pipeline
 from efficientnet_jax.data.pipeline import UnreadableExamples, eval_batches, train_batches
 from efficientnet_jax.data.policies import Augment
 from efficientnet_jax.data.preprocess import Preprocess
 from efficientnet_jax.data.sources import open_source
+from tests.data.image_files import encode, photo, write_folder
 
 PAD = Augment(crop='pad', pad=2, flip=None)
 PREPROCESS = Preprocess(16, crop=None, interpolation='bilinear')

@@ -2,10 +2,10 @@ import os
 
 import numpy as np
 import pytest
-from image_files import encode, photo, write_folder
 
 from efficientnet_jax.data import sources
 from efficientnet_jax.data.sources import CorruptRecord, open_source
+from tests.data.image_files import encode, photo, write_folder
 
 
 @pytest.fixture(scope='module')
