@@ -1,9 +1,11 @@
 """Images per second of this project's train step and inference beside timm's, on whatever device is there.
 
     python benchmarks/step_time.py --timm_python=/path/to/an/environment/with/timm/bin/python
+    # A GPU, everything in one environment:
+    python benchmarks/step_time.py --dtype=bfloat16 --steps=10 --contenders=ours,timm_compiled --settings=efficientnet_b0:256:224,efficientnet_b4:64:380
 
 Same batch, dtype policy, optimiser (RMSProp), weight decay, label smoothing, dropout, stochastic depth and moving average. Every
-contender is a process of its own and they take turns, a step each, so that a busy machine slows all alike; the reported ratio is the
+contender is a process of its own; all compile at the same time, then they take turns, --steps each, so that a busy machine slows all alike; the reported ratio is the
 median over rounds of the ratio within a round. This project normalises uint8 images inside the step; timm is given normalised floats.
 """
 
@@ -24,15 +26,17 @@ MODES = ('train', 'infer')
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--model', default='efficientnet_b0', help='its name, the same in timm')
-    parser.add_argument('--batch_size', type=int, default=16)
-    parser.add_argument('--resolution', type=int, default=224)
+    parser.add_argument('--settings', default='efficientnet_b0:16:224', help='MODEL:BATCH:PIXELS,...; the name is the same in timm')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
     parser.add_argument('--rounds', type=int, default=10)
+    parser.add_argument('--steps', type=int, default=1, help='a turn is so many steps, waited for at its end; on a GPU 10 or more')
     parser.add_argument('--contenders', default='ours,timm,timm_channels_last', help=f'of {", ".join(CONTENDERS)}')
     parser.add_argument('--timm_python', default=sys.executable, help='interpreter of an environment with torch and timm')
     parser.add_argument('--worker', choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.worker:
+        model, batch_size, resolution = args.settings.split(':')
+        args.model, args.batch_size, args.resolution = model, int(batch_size), int(resolution)
     unknown = set(args.contenders.split(',')) - set(CONTENDERS)
     if unknown:
         parser.error(f'--contenders={args.contenders} must be among {", ".join(CONTENDERS)}; unknown: {", ".join(sorted(unknown))}.')
@@ -40,7 +44,7 @@ def arguments():
 
 
 def ours(args):
-    """-> ({mode: function that runs one step and waits for it}, device)."""
+    """-> ({mode: function that starts one step}, function that waits for what the last one returned, device)."""
     sys.path.insert(0, str(ROOT))
     from efficientnet_jax.allocator import keep_freed_memory
 
@@ -68,12 +72,12 @@ def ours(args):
     def train():
         state, metrics = step(states.pop(), batch)
         states.append(state)
-        jax.block_until_ready(metrics)
+        return metrics
 
     def infer():
-        jax.block_until_ready(forward(states[0].variables(), batch['image']))
+        return forward(states[0].variables(), batch['image'])
 
-    return {'train': train, 'infer': infer}, jax.devices()[0].device_kind
+    return {'train': train, 'infer': infer}, jax.block_until_ready, jax.devices()[0].device_kind
 
 
 def timm(args):
@@ -94,7 +98,7 @@ def timm(args):
     labels = torch.arange(args.batch_size, device=device)
     policy = {'device_type': device, 'dtype': torch.bfloat16, 'enabled': args.dtype == 'bfloat16'}
 
-    def wait():
+    def wait(_):
         if device == 'cuda':
             torch.cuda.synchronize()
 
@@ -106,38 +110,36 @@ def timm(args):
         loss.backward()
         optimizer.step()
         average.update(model)
-        wait()
 
     def infer():
         model.eval()
         with torch.inference_mode(), torch.autocast(**policy):
             run(images)
-        wait()
 
-    return {'train': train, 'infer': infer}, torch.cuda.get_device_name() if device == 'cuda' else 'cpu'
+    return {'train': train, 'infer': infer}, wait, torch.cuda.get_device_name() if device == 'cuda' else 'cpu'
 
 
 def worker(args):
-    """Runs one step per line read, answers seconds of the clock and of the processor."""
-    steps, device = (ours if args.worker == 'ours' else timm)(args)
+    """Runs args.steps steps per line read, answers seconds of the clock and of the processor."""
+    steps, wait, device = (ours if args.worker == 'ours' else timm)(args)
     for mode in MODES * 3:
-        steps[mode]()
+        wait(steps[mode]())
     print(json.dumps({'device': device}), flush=True)
     for line in sys.stdin:
         before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-        steps[line.strip()]()
+        for _ in range(args.steps):
+            last = steps[line.strip()]()
+        wait(last)
         wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         print(json.dumps({'wall': wall, 'cpu': cpu}), flush=True)
 
 
-def start(name, args):
+def start(name, setting, args):
     python = sys.executable if name == 'ours' else args.timm_python
-    options = [f'--{knob}={getattr(args, knob)}' for knob in ('model', 'batch_size', 'resolution', 'dtype')]
-    command = [python, __file__, f'--worker={name}', *options]
-    quiet = os.environ | {'TF_CPP_MIN_LOG_LEVEL': '3'}
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet)
-    return process, read(process, name)['device']
+    command = [python, __file__, f'--worker={name}', f'--settings={setting}', f'--dtype={args.dtype}', f'--steps={args.steps}']
+    quiet = os.environ | {'TF_CPP_MIN_LOG_LEVEL': '3', 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}  # contenders share the memory of a GPU
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet)
 
 
 def read(process, name):
@@ -163,28 +165,34 @@ def main():
     args = arguments()
     if args.worker:
         return worker(args)
-    names = args.contenders.split(',')
-    processes = {}
-    for name in names:
-        processes[name], device = start(name, args)
-        print(f'{name}: {device}', flush=True)
-    times = measure(processes, args.rounds)
+    names, settings = args.contenders.split(','), args.settings.split(',')
+    processes = {(setting, name): start(name, setting, args) for setting in settings for name in names}
+    for (setting, name), process in processes.items():
+        print(f'{setting} {name}: {read(process, name)["device"]}', flush=True)
+    for setting in settings:
+        times = measure({name: processes[setting, name] for name in names}, args.rounds)
+        print(f'\n{setting}, {args.dtype}, {os.cpu_count()} cores, n={args.rounds} rounds of {args.steps}\n')
+        table(names, times, int(setting.split(':')[1]) * args.steps)
     for process in processes.values():
         process.stdin.close()
         process.wait()
-    print(f'{args.model}, {args.dtype}, batch {args.batch_size} at {args.resolution} px, {os.cpu_count()} cores, n={args.rounds} rounds\n')
-    print(f'| contender | mode | images/s, median | CPU s per step, median | speed of {names[0]} over it: clock | CPU time |')
+
+
+def table(names, times, images):
+    """images: of one turn."""
+    print(f'| contender | mode | images/s, median | CPU s per turn, median | speed of {names[0]} over it: clock | CPU time |')
     print('| --- | --- | --- | --- | --- | --- |')
     for mode in MODES:
         for name in names:
             rows = times[name, mode]
-            images_per_second = args.batch_size / statistics.median(row['wall'] for row in rows)
+            images_per_second = images / statistics.median(row['wall'] for row in rows)
             cpu = statistics.median(row['cpu'] for row in rows)
             ratio = {
                 key: statistics.median(theirs[key] / max(own[key], 1e-9) for theirs, own in zip(rows, times[names[0], mode], strict=True))
                 for key in ('wall', 'cpu')
             }
-            print(f'| {name} | {mode} | {images_per_second:.1f} | {cpu:.3f} | {ratio["wall"]:.2f} | {ratio["cpu"]:.2f} |')
+            row = f'| {name} | {mode} | {images_per_second:.1f} | {cpu:.3f} | {ratio["wall"]:.2f} | {ratio["cpu"]:.2f} |'
+            print(row, flush=True)
 
 
 if __name__ == '__main__':
