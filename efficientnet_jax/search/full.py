@@ -7,6 +7,8 @@ import os
 import statistics
 from typing import Any
 
+import jax
+
 from efficientnet_jax import hosts
 from efficientnet_jax.search import outputs, proxy
 from efficientnet_jax.search.rank import Rank, spearman
@@ -115,6 +117,8 @@ def _train_all(config, workdir: str, found: Setting, suffix: str, plan, score) -
 def _evaluate(config, found: Setting, score, folder: str, key: str, point: dict[str, Any]) -> tuple[float, dict[str, Any]]:
     candidate = found.space.from_tokens(point['tokens'])
     where = os.path.join(folder, point['kind'], f'{point["hash"]}_s{point["seed"]}')
+    if point['kind'] == 'full' or config.search.evaluation == 'train':
+        jax.clear_caches()  # programs of other candidates, which no run here needs again
     if point['kind'] == 'proxy':
         kept = score(candidate, where, None, point['seed'])
     else:

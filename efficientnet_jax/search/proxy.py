@@ -115,7 +115,6 @@ def trained(one, folder: str, go_on: GoOn | None, rungs: list[int], knobs) -> di
         if known['config_hash'] != identity:
             raise ValueError(f'{folder} holds the candidate under another config; choose another --workdir, or remove {folder}.')
         return {name: value for name, value in known.items() if name != 'config_hash'}
-    jax.clear_caches()  # programs of other candidates, which no run here needs again
     found = {'accuracy': 0.0, 'stopped_at': None, 'failed': None}
     if knobs.cost == 'step_seconds':
         found['step_seconds'] = step_seconds(one)

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from efficientnet_jax import hosts, report, report_page, trials
 from efficientnet_jax.experiment import as_dict
 from efficientnet_jax.search import full, outputs, proxy, strategies, supernet_train
@@ -127,8 +129,10 @@ def evaluate(
 
     if ahead is not None:
         ahead.wait()
-        if point.get('next') is not None:
-            ahead.start(found.space.from_tokens(point['next']))
+    if config.search.evaluation == 'train':
+        jax.clear_caches()  # programs of other candidates, which no run here needs again; while none is compiled ahead
+    if ahead is not None and point.get('next') is not None:
+        ahead.start(found.space.from_tokens(point['next']))
     kept = score(candidate, os.path.join(folder, point['hash']), go_on, config.seed)
     seconds = kept.pop('step_seconds', None)
     kept |= hosts.on_first(lambda: {'cost': cost_of(seconds), 'rungs': slots.rungs()})

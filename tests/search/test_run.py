@@ -26,6 +26,7 @@ from efficientnet_jax.search.strategies import Random
 from efficientnet_jax.train import NotFinite
 from tests import tiny
 
+pytestmark = pytest.mark.filterwarnings('ignore::ResourceWarning', 'ignore::DeprecationWarning')
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 COUNT = 10
 
@@ -356,10 +357,12 @@ def chaotic(strategy):
 def test_kill_9_ten_times_loses_and_repeats_nothing(strategy, tmp_path):
     """Three workers, each of which also is the controller: whoever finds the queue empty proposes. A killed one is started again."""
     environment = os.environ | {'PYTHONPATH': ROOT, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
-    log = open(tmp_path / 'log', 'a')  # noqa: SIM115 closed with the test
 
     def start():
-        return subprocess.Popen([sys.executable, '-c', WORKER, str(tmp_path), strategy], env=environment, cwd=ROOT, stdout=log, stderr=log)
+        with open(tmp_path / 'log', 'a') as log:
+            return subprocess.Popen(
+                [sys.executable, '-c', WORKER, str(tmp_path), strategy], env=environment, cwd=ROOT, stdout=log, stderr=log
+            )
 
     def done():
         path = tmp_path / 'search' / 'trials.jsonl'
@@ -376,7 +379,7 @@ def test_kill_9_ten_times_loses_and_repeats_nothing(strategy, tmp_path):
         workers[place].wait()
         killed.append(done())
         workers[place] = start()
-    assert [worker.wait(max(1, end - time.monotonic())) for worker in workers] == [0, 0, 0]
+    assert [worker.wait(max(1, end - time.monotonic())) for worker in workers] == [0, 0, 0], (tmp_path / 'log').read_text()[-3000:]
     assert len(killed) == 10 and killed[-1] < 80
     config = chaotic(strategy)
     queue = setting.open_queue(config, str(tmp_path), setting.setting(config, ''))
