@@ -6,6 +6,7 @@
   --mode=export     StableHLO, SavedModel, TFLite in export/
   --mode=plan       memory and cycles on a TPU slice that is not there: plan.json, plan.png
   --mode=study      the paper's tables and figures, scaling: study/
+  --mode=search     architectures, by one or more workers: search/
 
   python main.py --config=configs/digits.py --workdir=runs/digits --mode=evaluate
   python main.py --config=configs/transfer.py:folder,b0 --config.dataset=folder:photos --workdir=runs/photos

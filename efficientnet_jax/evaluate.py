@@ -75,12 +75,11 @@ def evaluate(config, workdir: str) -> dict:
     confused = {'weights': split, 'step': step, 'split': source.name, **confused}
     result = report.result('evaluate', as_dict(config), step, scores, len(source), time.monotonic() - started)
     if jax.process_index() == 0:
-        report.write_result(workdir, result)
         for split, score in scores.items():
             print(f'{split}: top-1 {score["top1"]:.2%}, top-5 {score["top5"]:.2%}, loss {score["loss"]:.4f} over {score["count"]} images')
         print(mistakes.lines(confused))
         mistakes.write(workdir, confused, examples, source, exp.preprocess)
-        report_page.write(workdir)
+        report_page.leave(workdir, result)
     return result
 
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from efficientnet_jax import aot, counting, models, plots, report
+from efficientnet_jax import aot, counting, models, plots, report, report_page
 from efficientnet_jax.data import sources
 from efficientnet_jax.experiment import Experiment, as_dict, experiment
 from efficientnet_jax.weights.start import start as starting
@@ -54,6 +54,7 @@ def plan(config, workdir: str) -> dict[str, Any]:
     os.makedirs(workdir, exist_ok=True)
     report.write_json(os.path.join(workdir, 'plan.json'), result)
     draw(result, os.path.join(workdir, 'plan.png'))
+    report_page.write(workdir)
     print(table(result))
     return result
 

@@ -113,21 +113,17 @@ def read_json(path: str):
         return json.load(f)
 
 
-def write_json(path: str, value) -> None:
-    """Writes a whole file or none: a reader never sees half of it."""
-    partial = f'{path}.partial'
-    with open(partial, 'w') as f:
-        json.dump(value, f, indent=2)
-        f.write('\n')
+def write_text(path: str, text: str) -> None:
+    """Writes a whole file or none: a reader never sees half of it, whatever other processes write there too."""
+    partial = f'{path}.{os.uname().nodename}.{os.getpid()}.partial'
+    with open(partial, 'w', encoding='utf-8') as f:
+        f.write(text)
     os.replace(partial, path)
 
 
-def write_result(workdir: str, result: dict) -> None:
-    """Writes result.json, and results.json with the last result of each mode; process 0 alone calls it."""
-    path = os.path.join(workdir, 'results.json')
-    results = read_json(path) if os.path.exists(path) else {}
-    write_json(path, results | {result['mode']: result})
-    write_json(os.path.join(workdir, 'result.json'), result)
+def write_json(path: str, value) -> None:
+    """A whole file or none, as write_text."""
+    write_text(path, json.dumps(value, indent=2) + '\n')
 
 
 class MetricWriter:

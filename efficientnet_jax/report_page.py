@@ -42,6 +42,13 @@ th, td { text-align: left; padding: 0.15rem 1.2rem 0.15rem 0; border-bottom: 1px
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
+def leave(workdir: str, result: dict[str, Any]) -> None:
+    """How a run ends: result.json, results.json with the last result of each mode, and report.html. Process 0 alone calls it."""
+    report.write_json(os.path.join(workdir, 'results.json'), results_of(workdir) | {result['mode']: result})
+    report.write_json(os.path.join(workdir, 'result.json'), result)
+    write(workdir)
+
+
 def write(workdir: str) -> None:
     """Writes WORKDIR/report.html from the files that are there; process 0 alone calls it. Raises OSError when it cannot be written."""
     results = results_of(workdir)
@@ -70,10 +77,7 @@ def write(workdir: str) -> None:
         '<meta name="viewport" content="width=device-width">', f'<title>{escape(title)}</title>', f'<style>{STYLE}</style>', '</head>',
         '<body>', *body, '</body>', '</html>',
     ]  # fmt: skip
-    path = os.path.join(workdir, 'report.html')
-    with open(f'{path}.partial', 'w', encoding='utf-8') as f:
-        f.write('\n'.join(page) + '\n')
-    os.replace(f'{path}.partial', path)
+    report.write_text(os.path.join(workdir, 'report.html'), '\n'.join(page) + '\n')
 
 
 def results_of(workdir: str) -> dict[str, dict[str, Any]]:

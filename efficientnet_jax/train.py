@@ -173,8 +173,7 @@ def train(config, workdir: str, build=experiment, evaluate=evaluate_state, began
         result |= {'seconds_to_first_step': startup.parts} if 'compile' in startup.parts else {}
         if jax.process_index() == 0:
             draw_curves(os.path.join(workdir, 'metrics.jsonl'), os.path.join(workdir, 'curves.png'), title=config.model)
-            report.write_result(workdir, result)
-            report_page.write(workdir)
+            report_page.leave(workdir, result)
         progress.say(f'Done after {clock(result["seconds"])}: {workdir}/report.html shows it, result.json has the figures.')
         return result
 

@@ -12,7 +12,8 @@ import pytest
 from efficientnet_jax import architectures
 from efficientnet_jax.experiment import architecture_of, experiment
 
-NAMES = sorted(p.stem for p in pathlib.Path(__file__).parents[1].joinpath('configs').glob('*.py') if p.stem not in ('__init__', 'transfer'))
+ROOT = pathlib.Path(__file__).parents[1]
+NAMES = sorted(p.stem for p in ROOT.joinpath('configs').glob('*.py') if p.stem not in ('__init__', 'transfer'))
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -61,14 +62,29 @@ def test_bad_values(knobs, message):
         experiment(config, 1000, train_examples=1_281_167)
 
 
+def main(*flags):
+    return subprocess.run([sys.executable, 'main.py', *flags], cwd=ROOT, capture_output=True, text=True)
+
+
 def test_an_unknown_knob_is_named_with_near_ones():
-    root = pathlib.Path(__file__).parents[1]
-    command = [sys.executable, 'main.py', '--config=configs/b0.py', '--workdir=/gone', '--config.batchsize=3']
-    finished = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    finished = main('--config=configs/b0.py', '--workdir=/gone', '--config.batchsize=3')
     assert finished.returncode == 1
     assert (
         finished.stderr == 'No such knob: \'batchsize\'. Did you mean "batch_size" instead of "batchsize"? All knobs: configs/default.py.\n'
     )
+
+
+@pytest.mark.parametrize('path', ['configs/nope.py', 'b0', 'configs/nope.py:folder,b0', 'configs'])
+def test_a_config_that_is_no_file_gets_one_line_with_those_that_are(path):
+    finished = main(f'--config={path}', '--workdir=/gone', '--config.steps=3')
+    assert finished.returncode == 1 and finished.stderr.count('\n') == 1
+    assert finished.stderr.startswith(f'--config={path} is not a file. Configs: configs/NAME.py with NAME of b0, b1, ')
+
+
+def test_help_says_what_each_mode_leaves():
+    text = main('--help').stdout
+    modes = importlib.import_module('main').MODES
+    assert all(f'\n  --mode={mode} ' in text for mode in modes) and '--config=configs/' in text
 
 
 def test_stages_width_and_depth_of_a_config_make_the_network():

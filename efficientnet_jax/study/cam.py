@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from efficientnet_jax import plots, report, weights
+from efficientnet_jax import plots, report, report_page, weights
 from efficientnet_jax.data.imagenet_classes import class_names as imagenet_names
 from efficientnet_jax.experiment import as_dict
 from efficientnet_jax.predict import find, read
@@ -46,7 +46,7 @@ def cam(config, workdir: str) -> dict[str, Any]:
     if jax.process_index() == 0:
         os.makedirs(os.path.dirname(picture), exist_ok=True)
         draw(paths, columns, picture)
-        report.write_json(os.path.join(workdir, 'result.json'), result)
+        report_page.leave(workdir, result)
         print(picture)
     return result
 

@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any
 
-from efficientnet_jax import architectures, report
+from efficientnet_jax import architectures, report, report_page
 from efficientnet_jax.experiment import as_dict
 from efficientnet_jax.study import plots, rows
 from efficientnet_jax.study.points import Point, Printed
@@ -54,7 +54,7 @@ def latency(config, workdir: str) -> dict[str, Any]:
     print(rows.save(folder, 'latency', table, TITLE, notes, facts), end='')
     plots.draw(table, os.path.join(folder, 'latency'), TITLE, 'latency')
     result = report.result('study', as_dict(config), 0, facts, 0, time.monotonic() - began)
-    report.write_json(os.path.join(workdir, 'result.json'), result)
+    report_page.leave(workdir, result)
     return result
 
 
