@@ -5,7 +5,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import random
 import re
+import time
+
+# What the tables of an empty database give while another worker makes them: in a moment they are there.
+MAKING_TABLES = ('already exists', 'duplicate key', 'UNIQUE constraint', 'Duplicate entry', 'no such table', 'UndefinedTable')
 
 
 def public(storage: str) -> str:
@@ -15,7 +20,6 @@ def public(storage: str) -> str:
 
 def open_storage(storage: str):
     """An Optuna storage. Raises ValueError for an unknown kind, a missing driver or a damaged journal, OSError when it cannot be reached."""
-    import optuna
 
     kind, _, path = storage.partition(':')
     if kind == 'journal' and path and '://' not in storage:
@@ -36,14 +40,29 @@ def open_storage(storage: str):
             ) from error
     if kind not in ('sqlite', 'postgresql', 'postgresql+psycopg2', 'postgresql+psycopg', 'mysql', 'mysql+pymysql') or '://' not in storage:
         raise ValueError(f'storage={public(storage)!r} must be journal:PATH, sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE.')
-    arguments = {'connect_args': {'timeout': 60}} if kind == 'sqlite' else {'pool_pre_ping': True}
-    try:
-        return optuna.storages.RDBStorage(storage, engine_kwargs=arguments)
-    except ImportError as error:
-        raise ValueError(f'storage={public(storage)!r} needs a driver: pip install psycopg2-binary for PostgreSQL ({error}).') from error
-    except Exception as error:  # SQLAlchemy's own, wrapped or not
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise OSError(f'storage={public(storage)} cannot be reached ({reason}); is the address right and the server up?') from error
+    return _open_database(storage, kind)
+
+
+def _open_database(storage: str, kind: str):
+    import optuna
+    import sqlalchemy
+
+    # No connection is kept: hours of training lie between two uses, in which servers and firewalls cut them off.
+    arguments = {'connect_args': {'timeout': 60}} if kind == 'sqlite' else {'poolclass': sqlalchemy.NullPool}
+    for _ in range(20):
+        try:
+            return optuna.storages.RDBStorage(storage, engine_kwargs=arguments)
+        except ImportError as error:
+            raise ValueError(
+                f'storage={public(storage)!r} needs a driver: pip install "psycopg[binary]" for PostgreSQL ({error}).'
+            ) from error
+        except Exception as error:  # SQLAlchemy's own, wrapped or not
+            chain = f'{error} {error.__cause__}'
+            if not any(sign in chain for sign in MAKING_TABLES):
+                reason = str(error.__cause__ or error).splitlines()[0]
+                raise OSError(f'storage={public(storage)} cannot be reached ({reason}); is the address right and the server up?') from error
+            time.sleep(random.uniform(0.1, 0.5))
+    raise OSError(f'storage={public(storage)} has tables that cannot be read or made ({chain.splitlines()[0]}); take another database.')
 
 
 def _where_damaged(path: str) -> str:

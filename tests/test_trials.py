@@ -1,18 +1,35 @@
 """The queue of evaluations: exactly once, whoever dies; clear errors."""
 
+import itertools
 import os
+import pathlib
+import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
 from efficientnet_jax import hosts, storages, trials
+from tests import postgres
 
+NUMBERS = itertools.count()
 POINTS = {f'p{i}': {'depth': 1.0 + i / 10, 'width': 1.0} for i in range(6)}
 
 
-@pytest.fixture(params=['journal', 'sqlite'])
+@pytest.fixture(scope='module')
+def server():
+    if postgres.missing():
+        pytest.skip(postgres.missing())
+    with postgres.server() as url:
+        yield url
+
+
+@pytest.fixture(params=['journal', 'sqlite', 'postgresql'])
 def storage(request, tmp_path):
+    if request.param == 'postgresql':
+        return postgres.new_database(request.getfixturevalue('server'), f'test{next(NUMBERS)}')
     return f'journal:{tmp_path}/s/trials.journal' if request.param == 'journal' else f'sqlite:///{tmp_path}/trials.db'
 
 
@@ -130,6 +147,42 @@ def test_exceptions_fail_a_point_and_a_stop_gives_it_back(journal):
     assert queue.claim().key == 'b'
 
 
+WORKER = """
+import sys, time
+from efficientnet_jax import trials
+
+queue = trials.open_study(sys.argv[1], 'grid', {}, lease_seconds=3.0)
+queue.add({str(i): {'i': i} for i in range(24)})
+while not queue.finished():
+    claim = queue.claim()
+    if claim is None:
+        queue.reap()
+        time.sleep(0.1)
+        continue
+    with claim:
+        print(claim.key, flush=True)
+        time.sleep(0.15)
+        claim.complete(0.0)
+"""
+
+
+@pytest.mark.slow
+def test_two_worker_processes_one_killed(storage):
+    """Every point once: those of the killed one are done by the other, but for the one in its hands again."""
+    root = str(pathlib.Path(trials.__file__).parents[1])
+    command, environment = [sys.executable, '-c', WORKER, storage], os.environ | {'PYTHONPATH': root}
+    killed, alive = (subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2))
+    first = [killed.stdout.readline().strip() for _ in range(3)]  # claimed; two of them complete, or all
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    others = alive.communicate(timeout=120)[0].split()
+    assert alive.returncode == 0 and len(others) == len(set(others))
+    assert set(first) | set(others) == {str(i) for i in range(24)} and len(set(first) & set(others)) <= 1
+    queue = trials.open_study(storage, 'grid', {})
+    complete = [trial.user_attrs['key'] for trial in queue.study.trials if trial.state.name == 'COMPLETE']
+    assert sorted(complete) == sorted({str(i) for i in range(24)}) and queue.failures() == {}
+
+
 def test_sampled_points(journal):
     queue = open_queue(journal)
     queue.add({'start': {'kernel': 5}})
@@ -178,6 +231,10 @@ def test_storages_that_cannot_be_had(tmp_path, monkeypatch):
     assert storages.public(secret) == 'postgresql://me:***@127.0.0.1:9/db'
     with pytest.raises((ValueError, OSError), match=r'storage=.*me:\*\*\*@.* (needs a driver|cannot be reached)'):
         open_queue(secret)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, 'psycopg', None)
+        with pytest.raises(ValueError, match=r'needs a driver: pip install "psycopg\[binary\]" for PostgreSQL'):
+            open_queue(secret)
     if os.getuid() != 0:  # root writes everywhere
         os.chmod(tmp_path, 0o500)
         with pytest.raises(OSError, match='cannot be written'):
