@@ -25,7 +25,7 @@ LAYERS = {
         'hlo_cost',
         'aot',
     ),
-    3: ('weights', 'train', 'evaluate', 'predict', 'export', 'export_tflite', 'plan', 'search', 'storages', 'trials', 'study'),
+    3: ('weights', 'train', 'evaluate', 'predict', 'export', 'export_tflite', 'plan', 'search', 'storages', 'claims', 'trials', 'study'),
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
 PACKAGE = pathlib.Path(__file__).parents[1] / 'efficientnet_jax'
