@@ -81,5 +81,7 @@ def chosen_samples(examples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def label_of(examples: dict[str, np.ndarray], i: int, names: list[str]) -> str:
     """'tabby, 93%', or in two lines 'lynx' and '→ tabby, 93%' where it is wrong."""
     label, predicted = examples['label'][i], examples['predicted'][i]
-    answer = f'{plots.short(names[predicted])}, {examples["probability"][i]:.0%}'
-    return answer if label == predicted else f'{plots.short(names[label])}\n→ {answer}'
+    share = f'{examples["probability"][i]:.0%}'
+    if label == predicted:
+        return f'{plots.short(names[label])}, {share}'
+    return f'{plots.short(names[label])}\n→ {plots.short(names[predicted], 13)}, {share}'

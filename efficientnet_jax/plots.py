@@ -7,6 +7,7 @@ import numpy as np
 from efficientnet_jax.report import read_jsonl
 
 LINES = ('-', '--', ':', '-.')
+CURVES = {'train': ('-', '0.65'), 'eval': ('-', 'black'), 'eval_ema': ('--', 'black')}  # batches are noisy: grey, under the others
 
 
 def draw_curves(metrics_path: str, picture_path: str, title: str = '') -> None:
@@ -15,11 +16,11 @@ def draw_curves(metrics_path: str, picture_path: str, title: str = '') -> None:
     panels = (('loss', 'cross-entropy, nats'), ('top1', 'top-1'), ('learning_rate', 'learning rate'))
     figure, axes = new_figure(len(panels))
     for axis, (name, label) in zip(axes, panels, strict=True):
-        for style, split in zip(LINES, ('train', 'eval', 'eval_ema'), strict=False):
+        for split, (style, color) in CURVES.items():
             points = [(line['step'], line[name]) for line in lines if line['split'] == split and name in line]
             if points:
                 axis.plot(
-                    *zip(*points, strict=True), style, color='black', label=split, marker='o' if len(points) < 30 else None, markersize=3
+                    *zip(*points, strict=True), style, color=color, label=split, marker='o' if len(points) < 30 else None, markersize=3
                 )
         axis.set(xlabel='step', ylabel=label)
         if len(axis.get_legend_handles_labels()[0]) > 1:
@@ -68,7 +69,7 @@ def draw_confusion(matrix: np.ndarray, names, picture_path: str, title: str = ''
     from matplotlib.figure import Figure
 
     classes = len(matrix)
-    side = min(14.0, max(4.5, 1.5 + 0.42 * classes))
+    side = min(9.5, max(4.5, 1.5 + 0.42 * classes))
     figure = Figure(figsize=(side + 1, side), layout='constrained')
     axis = figure.subplots()
     shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
@@ -79,7 +80,7 @@ def draw_confusion(matrix: np.ndarray, names, picture_path: str, title: str = ''
         axis.set_yticks(np.arange(1, classes) - 0.5, minor=True)
         axis.grid(which='minor', color='0.85', linewidth=0.6)
         axis.tick_params(which='minor', length=0)
-    if classes <= 30:
+    if classes <= 20:
         for i, j in zip(*np.nonzero(matrix), strict=True):
             axis.text(j, i, matrix[i, j], ha='center', va='center', fontsize=8, color='white' if shade[i, j] > 0.55 else 'black')
     step = 1 if classes <= 60 else -(-classes // 50)
@@ -94,8 +95,9 @@ def draw_confusion(matrix: np.ndarray, names, picture_path: str, title: str = ''
 
 
 def short(name: str, length: int = 16) -> str:
-    """The first of a class's names, cut."""
-    return str(name).split(',')[0][:length]
+    """The first of a class's names, cut to a length."""
+    first = str(name).split(',')[0]
+    return first if len(first) <= length else first[: length - 1] + '…'
 
 
 def new_figure(panels: int):

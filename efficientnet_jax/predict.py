@@ -9,6 +9,7 @@ import os
 import jax
 import numpy as np
 
+from efficientnet_jax import plots
 from efficientnet_jax.data.folder import IMAGE_SUFFIXES
 from efficientnet_jax.evaluate import restore_best
 
@@ -93,12 +94,12 @@ def draw(predictions: list[dict], path: str) -> None:
         photo.imshow(image.convert('RGB'))
         photo.set_title(os.path.basename(prediction['image']), fontsize=8)
         top = prediction['top'][::-1]
-        bars.barh(range(len(top)), [item['probability'] for item in top], color='#9ecae1')
+        bars.barh(range(len(top)), [item['probability'] for item in top], color='0.85')
         for y, item in enumerate(top):
             bars.text(0.01, y, f'{item["name"]}  {item["probability"]:.1%}', va='center', fontsize=8)
         bars.set(xlim=(0, 1), xticks=[], yticks=[])
         bars.spines[:].set_visible(False)
-    figure.savefig(path, dpi=100)
+    plots.save(figure, path)
 
 
 def find(images: list[str]) -> list[str]:

@@ -99,7 +99,7 @@ def result_row(result: dict[str, Any]) -> dict[str, Any]:
 def evaluations(workdir: str) -> str:
     """The newest evaluations of metrics.jsonl."""
     lines = [line for line in report.read_jsonl(os.path.join(workdir, 'metrics.jsonl')) if line['split'] != 'train']
-    return table([{name: _short(value) for name, value in line.items()} for line in lines[-EVALUATIONS:]])
+    return folded('Evaluations', table([{name: _short(value) for name, value in line.items()} for line in lines[-EVALUATIONS:]]))
 
 
 def first_step(result: dict[str, Any]) -> str:

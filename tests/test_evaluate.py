@@ -60,6 +60,7 @@ def test_samples_are_the_same_each_time_and_mistakes_the_surest_first():
     assert labels == ['cat, 90%', 'cat\n→ dog, 85%']
 
 
+@pytest.mark.slow
 def test_what_is_left_and_what_is_said(tmp_path, data_dir, capsys):
     config = tiny.get_config()
     config.data_dir, config.steps = data_dir, 2
