@@ -101,8 +101,9 @@ class Architecture:
             repeats = stage.repeats if fixed else round_repeats(stage.repeats, self.depth, self.depth_rounding)
             for b in range(repeats):
                 stride = stage.stride if b == 0 else 1
-                if stage.op == 'bottleneck':
-                    expand_filters = out_filters // stage.expand
+                if stage.op == 'bottleneck':  # the inner filters are rounded, and the output is a multiple of them
+                    expand_filters = round_filters(stage.filters // stage.expand, self.width, self.divisor)
+                    out_filters = expand_filters * stage.expand
                 elif stage.op == 'conv':
                     expand_filters = out_filters  # what squeeze-excite sees
                 elif b == 0 and stage.expand_from is not None:

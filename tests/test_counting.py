@@ -130,6 +130,7 @@ SCALED = [
     ('resnet50', {'depth': 4}, 14.57),
     ('resnet50', {'width': 2}, 16.12),
     ('resnet50', {'resolution': 2}, 16.35),
+    ('resnet50', {'depth': 1.4, 'width': 1.2, 'resolution': 1.3}, 15.95),
     ('efficientnet_b0', {'depth': 4}, 1.575),
     ('efficientnet_b0', {'width': 2}, 1.450),
     ('efficientnet_b0', {'resolution': 2}, 1.538),

@@ -49,7 +49,12 @@ _TABLE3 = (
     ('resnet50', {'depth': 4}, Printed(None, '16.2B', 78.1), _SWAPPED),
     ('resnet50', {'width': 2}, Printed(None, '14.7B', 77.7), _SWAPPED),
     ('resnet50', {'resolution': 2}, Printed(None, '16.4B', 77.5), ''),
-    ('resnet50', _COMPOUND, Printed(None, '16.7B', 78.8), _GUESSED),
+    (
+        'resnet50',
+        _COMPOUND,
+        Printed(None, '16.7B', 78.8),
+        f'{_GUESSED}; inner filters rounded to multiples of 8, 15.86B with the outputs rounded',
+    ),
 )
 
 _SINGLE = 'a single-dimension row that does not follow from the released B0; the paper does not say why'
