@@ -3,7 +3,7 @@
     estimated_cycles(config, 'v5e:1x1', batch=128, architecture=None, train=True, num_classes=1000) -> StepCost
 
 gives the compiler's estimate for one device: `.cycles` per image, `.peak_bytes` of HBM, and what else StepCost lists; DoesNotFit where the
-memory does not suffice. `compile_step(config, topology)` is the whole train step of a config on a slice, with its collectives.
+memory does not suffice. `lower_train(experiment)` is the whole train step on the devices of `slice_devices(topology)`, with its collectives.
 Costs are kept beside JAX's compilation cache, where that is on, so that the same program is compiled once.
 """
 
@@ -139,6 +139,7 @@ def _answers():
 
 
 def libtpu_version() -> str:
+    """Of the compiler, on which estimates depend."""
     return importlib.metadata.version('libtpu')
 
 
@@ -171,13 +172,6 @@ def lower_eval(exp: Experiment, batch_size: int) -> jax.stages.Lowered:
     batch['mask'] = jax.ShapeDtypeStruct((batch_size,), jnp.bool_, sharding=mesh.batch_sharding(exp.mesh, 'mask'))
     evaluate = jax.jit(functools.partial(eval_step, exp.module, exp.recipe), out_shardings=mesh.replicated(exp.mesh))
     return evaluate.lower(exp.abstract_state().variables(), batch)
-
-
-def compile_step(
-    config, topology: str, num_classes: int = IMAGENET_CLASSES, train_examples: int = IMAGENET_EXAMPLES
-) -> jax.stages.Compiled:
-    """The train step of a config for a slice. Raises what slice_devices and experiment raise; JaxRuntimeError where it does not fit."""
-    return lower_train(experiment(config, num_classes, train_examples, slice_devices(topology)), config.batch_size).compile()
 
 
 def estimated_cycles(

@@ -106,6 +106,7 @@ def check(config) -> None:
 
 
 def checked_on(config) -> str:
+    """Where the images come from on which the files are compared, for the report."""
     return config.export.images or f'{config.dataset} {config.eval_split}'
 
 

@@ -30,6 +30,8 @@ class Op(NamedTuple):
 
 
 class Collective(NamedTuple):
+    """One collective of a compiled program."""
+
     kind: str  # one of COLLECTIVES
     path: str
     bytes: float  # of its result on one device, all executions

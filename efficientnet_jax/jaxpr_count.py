@@ -18,6 +18,8 @@ import jax.numpy as jnp
 
 
 class Counts(NamedTuple):
+    """Multiply-adds, and output elements of convolutions and products."""
+
     macs: int
     activations: int
 

@@ -34,10 +34,12 @@ def make_mesh(data: int = -1, spatial: int = 1, devices=None) -> Mesh:
 
 
 def divisors(n: int) -> str:
+    """Of n, in order, for messages."""
     return ', '.join(str(d) for d in range(1, n + 1) if n % d == 0)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The same array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 

@@ -211,6 +211,7 @@ def advice(config, result: dict[str, Any]) -> str:
 
 
 def does_not_fit(config, error) -> str:
+    """The message for a step that a chip cannot hold, with the ways out that are left."""
     ways = [] if config.plan.search else ['plan.search=True finds the largest batch']
     ways += [f'set remat={name!r}' for name in models.REMAT if config.remat is None] + ["set remat='blocks'"] * (
         config.remat == 'activations'

@@ -66,6 +66,7 @@ def run(module, variables, preprocess, paths: list[str]) -> dict[str, np.ndarray
 
 
 def show(predictions: list[dict], as_json: bool) -> None:
+    """Prints the top-5 of each image, or one line of JSON."""
     if as_json:
         print(json.dumps(predictions))
         return
@@ -122,5 +123,6 @@ def find(images: list[str]) -> list[str]:
 
 
 def read(path: str) -> bytes:
+    """The bytes of a file."""
     with open(path, 'rb') as f:
         return f.read()

@@ -84,6 +84,7 @@ def _slice(root, split, by_split):
 
 
 def split_info(name, examples):
+    """What TFDS knows of a split, for its slicing syntax: name and number of examples."""
     import tensorflow_datasets as tfds
 
     return tfds.core.SplitInfo(name=name, shard_lengths=[examples], num_bytes=0)

@@ -15,6 +15,8 @@ FLAVOUR = ('padding', 'bn_epsilon', 'activation')  # fields of Architecture that
 
 
 class Pretrained(NamedTuple):
+    """A network with its weights and what its images go through."""
+
     module: models.MBConvNet  # with the padding, epsilon and activation of the weights, and their number of classes
     variables: dict[str, Any]  # {'params': ..., 'batch_stats': ...}, float32 NumPy arrays
     preprocess: Preprocess  # how images are prepared for these weights

@@ -153,6 +153,7 @@ def _convs(block: Block) -> list[str]:
 
 
 def own(architecture):
+    """The names here."""
     return {module.path: module.path for module in modules(architecture)}
 
 
@@ -309,6 +310,8 @@ def _numbered(name: str, n: int) -> str:
 
 
 class Naming(NamedTuple):
+    """How a code base names and lays out what this one has."""
+
     modules: Callable[[Architecture], dict[str, str] | None]  # {module here: module there}, may name more than there is
     leaves: dict
     layout: str  # of the arrays, see to_ours

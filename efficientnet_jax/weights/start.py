@@ -12,6 +12,8 @@ from efficientnet_jax.weights.load import FLAVOUR, load
 
 
 class Start(NamedTuple):
+    """What a run takes over from the weights that it begins with."""
+
     flavour: dict[str, Any]  # fields of Architecture that the weights decide
     preprocess: Preprocess | None  # None: the config's
     num_classes: int
