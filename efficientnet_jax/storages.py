@@ -48,7 +48,7 @@ def _open_database(storage: str, kind: str):
     import sqlalchemy
 
     # No connection is kept: hours of training lie between two uses, in which servers and firewalls cut them off.
-    arguments = {'connect_args': {'timeout': 60}} if kind == 'sqlite' else {'poolclass': sqlalchemy.NullPool}
+    arguments = {'poolclass': sqlalchemy.NullPool} | ({'connect_args': {'timeout': 60}} if kind == 'sqlite' else {})
     for _ in range(20):
         try:
             return optuna.storages.RDBStorage(storage, engine_kwargs=arguments)
