@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from efficientnet_jax.plots import new_figure, save
+from efficientnet_jax.study.rows import large
 
 STYLES = (('o', '-'), ('s', '--'), ('^', ':'), ('D', '-.'), ('v', (0, (5, 1))), ('x', (0, (1, 3))), ('P', (0, (3, 1, 1, 1))))
 COSTS = {'macs': 'multiply-adds', 'activations': 'activations', 'params': 'parameters', 'cycles': 'estimated cycles, forward'}
@@ -17,6 +18,8 @@ def draw(rows: list[dict[str, Any]], path: str, title: str, kind: str, measure: 
     """
     if kind == 'grid':
         figure = surface(rows)
+    elif kind == 'latency':
+        figure = latency(rows)
     elif any(row.get('top1') is not None for row in rows):
         figure = accuracy(rows, 'top1', 'top-1, held out', 100)
     elif kind == 'plan':
@@ -47,7 +50,8 @@ def accuracy(rows, column: str, label: str, scale: float, dots: bool = False):
             if column == 'top1' and known:
                 low, high = ([row[f'top1_{end}'] * scale for row in known] for end in ('low', 'high'))
                 axis.vlines(x, low, high, color='0.6', linewidth=1, zorder=0)
-        axis.set(xscale='log', xlabel=COSTS[cost], ylabel=label if scale == 1 else f'{label}, %')
+        axis.set(xlabel=COSTS[cost], ylabel=label if scale == 1 else f'{label}, %')
+        logarithmic(axis, 'x')
     axes[0].legend(frameon=False, fontsize=7)
     if dots:
         exact_and_printed(axes[-1], rows)
@@ -68,7 +72,8 @@ def exact_and_printed(axis, rows) -> None:
     axis.plot([], [], 'x', color='black', markersize=6, label='printed, does not follow')
     names = [f'{row["series"]} {row["point"]}' if several else row['point'] for row in reversed(unique)]
     axis.set_yticks(range(len(unique)), names, fontsize=6)
-    axis.set(xscale='log', xlabel='multiply-adds')
+    axis.set(xlabel='multiply-adds')
+    logarithmic(axis, 'x')
     axis.legend(frameon=False, fontsize=7)
 
 
@@ -85,7 +90,8 @@ def methods(rows, measure: str):
                 *zip(*ordered, strict=True), marker=marker, linestyle=line, color='black', markersize=5, linewidth=1, label=name,
                 markerfacecolor='none',
             )  # fmt: skip
-        axis.set(xscale='log', yscale='log', xlabel=f'target: {COSTS[measure]}', ylabel=COSTS[cost])
+        axis.set(xlabel=f'target: {COSTS[measure]}', ylabel=COSTS[cost])
+        logarithmic(axis, 'xy')
     axes[0].legend(frameon=False, fontsize=7)
     return figure
 
@@ -101,9 +107,42 @@ def sweep(rows):
             first = min(row[swept] for row in points)
             x, y = [row[swept] / first for row in points], [row[cost] for row in points]
             axis.plot(x, y, marker=marker, linestyle=line, color='black', markersize=4, linewidth=1, label=name, markerfacecolor='white')
-        axis.set(yscale='log', xlabel='multiplier', ylabel=COSTS[cost])
+        axis.set(xlabel='multiplier', ylabel=COSTS[cost])
+        logarithmic(axis, 'y')
     axes[0].legend(frameon=False, fontsize=7)
     return figure
+
+
+def latency(rows):
+    """Seconds against multiply-adds and activations; a bar from the fastest run to the slowest."""
+    figure, axes = new_figure(2)
+    for axis, cost in zip(axes, ('macs', 'activations'), strict=True):
+        for (marker, _), (name, points) in zip(STYLES, series(rows).items(), strict=False):
+            ordered = sorted(points, key=lambda row: row[cost])
+            x, y, low, high = ([row[column] for row in ordered] for column in (cost, 'latency', 'latency_low', 'latency_high'))
+            style = {'linestyle': '-'} if name.startswith('EfficientNet') else {'linestyle': 'none'}
+            axis.plot(x, y, marker=marker, color='black', markersize=4, linewidth=1, label=name, markerfacecolor='white', **style)
+            axis.vlines(x, low, high, color='0.6', linewidth=1, zorder=0)
+            for i, row in enumerate(ordered):
+                short, above = row['point'].removeprefix('efficientnet_'), i % 2 and name == 'other'
+                axis.annotate(short, (x[i], y[i]), (5, 4 if above else -8), textcoords='offset points', fontsize=6)
+        axis.set(xlabel=COSTS[cost], ylabel='seconds an image, one core')
+        logarithmic(axis, 'xy')
+        axis.margins(x=0.12)
+    return figure
+
+
+def logarithmic(axis, names: str) -> None:
+    """Makes 'x', 'y' or both logarithmic, with ticks like 500M, 1B, 2B."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for name in names:
+        part = axis.xaxis if name == 'x' else axis.yaxis
+        axis.set(**{f'{name}scale': 'log'})
+        low, high = part.get_data_interval()
+        part.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+        part.set_major_formatter(FuncFormatter(lambda value, _: large(value)))
+        part.set_minor_formatter(NullFormatter())
 
 
 def surface(rows):
