@@ -125,10 +125,12 @@ def latency(rows):
             axis.vlines(x, low, high, color='0.6', linewidth=1, zorder=0)
             for i, row in enumerate(ordered):
                 short, above = row['point'].removeprefix('efficientnet_'), i % 2 and name == 'other'
-                axis.annotate(short, (x[i], y[i]), (5, 4 if above else -8), textcoords='offset points', fontsize=6)
+                place = {'ha': 'center'} if name == 'other' else {}
+                at = (0, 6 if above else -11) if place else (5, -8)
+                axis.annotate(short, (x[i], y[i]), at, textcoords='offset points', fontsize=6, **place)
         axis.set(xlabel=COSTS[cost], ylabel='seconds an image, one core')
         logarithmic(axis, 'xy')
-        axis.margins(x=0.12)
+        axis.margins(x=0.12, y=0.12)
     return figure
 
 
