@@ -182,6 +182,11 @@ def estimated_cycles(
     architecture: in place of the config's, at its own resolution. batch: images. The augmentation policy is left out, and batch statistics
     are those of the batch. Takes a compile (B0: minutes), or none for a program that is in the cache. Raises DoesNotFit.
     """
+    return cost(lower_alone(config, topology, batch, architecture, train, num_classes), topology, batch)
+
+
+def lower_alone(config, topology: str, batch: int, architecture, train: bool, num_classes: int = IMAGENET_CLASSES) -> jax.stages.Lowered:
+    """The program of estimated_cycles, lowered for one device of the topology; seconds."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.update(batch_size=batch, eval_batch_size=batch, batch_norm_group=None, steps=1)
@@ -192,7 +197,7 @@ def estimated_cycles(
     exp = experiment(config, num_classes, train_examples=batch, devices=slice_devices(topology)[:1])
     if architecture is not None:
         exp = exp._replace(module=exp.module.clone(architecture=architecture))
-    return cost((lower_train if train else lower_eval)(exp, batch), topology, batch)
+    return (lower_train if train else lower_eval)(exp, batch)
 
 
 def cost(lowered: jax.stages.Lowered, topology: str, images: float) -> StepCost:

@@ -21,12 +21,11 @@ import hashlib
 import itertools
 import json
 import os
-import pathlib
 import statistics
 import sys
 import time
 
-from efficientnet_jax import aot, architectures, hlo_cost, models, report
+from efficientnet_jax import aot, architectures, report
 from efficientnet_jax.architectures import Architecture, Block
 from efficientnet_jax.scaling import round_repeats
 from efficientnet_jax.search.space import Candidate, Space
@@ -37,8 +36,8 @@ PARTS = ('op', 'expand', 'kernel', 'se', 'filters', 'skip')  # of a stage, all b
 def cycle_cost(space: Space, config, folder: str) -> CycleTable:
     """The cost function of a space's candidates in estimated cycles an image, under config.study.chip, cycles_batch and cycles_train.
 
-    Resolution, stem and head are those of space.base. The table is kept in the folder, a folder in it for each setting, and is shared by
-    all who name it. Raises ValueError for a chip or batch that cannot be, or where libtpu is not installed.
+    Takes seconds, to look up which table that is. Resolution, stem and head are those of space.base. The table is kept in the folder, a
+    folder in it for each setting, and is shared by all who name it. Raises ValueError for a chip or batch that cannot be, or where libtpu is not installed.
     """
     aot.slice_devices(config.study.chip, 'study.chip')
     if config.study.cycles_batch < 1:
@@ -56,7 +55,7 @@ class CycleTable:
         for i, network in enumerate(self.networks):
             for key in keys(space.decode(network)).values():
                 self._from.setdefault(key, i)
-        self._folder = os.path.join(folder, f'cycles_{_hash(_settings(space, config))}')
+        self._folder = os.path.join(folder, f'cycles_{_hash(_settings(space, config, self.networks[0]))}')
         self._known: dict[str, float] = {}
         self._read: set[int] = set()
 
@@ -198,12 +197,11 @@ def _candidate(space: Space, path: tuple) -> Candidate:
     return space.canonical(chosen)
 
 
-def _settings(space: Space, config) -> list:
-    """All that the figures depend on, with the code that they are of."""
-    knobs, files = config.study, [aot.__file__, hlo_cost.__file__, *pathlib.Path(models.__file__).parent.glob('*.py')]
-    code = _hash([pathlib.Path(file).read_text() for file in sorted(map(str, files))])
-    recipe = report.flatten(report.recipe_of(config.to_dict())) if knobs.cycles_train else config.dtype
-    return [space.version, knobs.chip, knobs.cycles_batch, knobs.cycles_train, recipe, aot.libtpu_version(), code]
+def _settings(space: Space, config, network: Candidate) -> list:
+    """All that the figures depend on; the code by the program that it makes of a network, so that a comment does not cost the table."""
+    knobs = config.study
+    program = aot.lower_alone(config, knobs.chip, knobs.cycles_batch, space.decode(network), knobs.cycles_train).as_text()
+    return [space.version, knobs.chip, knobs.cycles_batch, aot.libtpu_version(), program]
 
 
 def _hash(content) -> str:
