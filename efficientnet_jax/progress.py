@@ -43,12 +43,14 @@ class Progress:
         self.say(f'First step after {sum(startup.parts.values()):.1f} s: {parts}.')
 
     def show(self, step: int, **figures) -> None:
-        """The line that renews itself. figures: floats are shortened, None is left out."""
+        """The line that renews itself."""
         left = (time.monotonic() - self._start) / max(1, step - self._first) * (self._total - step)
-        shown = [
-            f'{name} {value:.4g}' if isinstance(value, float) else f'{name} {value}' for name, value in figures.items() if value is not None
-        ]
+        shown = [f'{name} {value:.4g}' if isinstance(value, float) else f'{name} {value}' for name, value in figures.items()]
         self._print('  '.join([f'step {step}/{self._total}', *shown, f'ETA {clock(left)}']), renewing=self._terminal)
+
+    def doing(self, text: str) -> None:
+        """What takes a while now; on a terminal the next line takes its place."""
+        self._print(text, renewing=self._terminal)
 
     def say(self, text: str) -> None:
         """A line that stays."""

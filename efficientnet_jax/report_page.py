@@ -52,7 +52,7 @@ def leave(workdir: str, result: dict[str, Any]) -> None:
 def write(workdir: str) -> None:
     """Writes WORKDIR/report.html from the files that are there; process 0 alone calls it. Raises OSError when it cannot be written."""
     results = results_of(workdir)
-    config = _json(workdir, 'config.json') or {}
+    config = _json(workdir, 'config.json') or (_json(workdir, 'plan.json') or {}).get('config', {})
     name = os.path.basename(os.path.abspath(workdir))
     title = f'{config["model"]}, {config["dataset"]}' if config else name
     body = [f'<h1>{escape(title)}</h1>', f'<p class="note">{escape(os.path.abspath(workdir))}</p>']

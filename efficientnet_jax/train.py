@@ -104,6 +104,7 @@ def train(config, workdir: str, build=experiment, evaluate=evaluate_state, began
                     batch = next(batches)
                     if 'compile' not in startup.parts:
                         startup.spent_on('data')
+                        progress.doing('Compiling the train step.')
                     state, metrics = step_fn(state, batch)
                     step += 1
                     window.append(metrics)
@@ -146,8 +147,8 @@ def train(config, workdir: str, build=experiment, evaluate=evaluate_state, began
                         continue
                     means, speed = mean_metrics(window), meter.read(batches.waited)
                     writer.write(step, 'train', **means, learning_rate=float(rate(step - 1)), **speed)
-                    images_s = round(speed['images_per_sec']) if speed else None
-                    progress.show(step, loss=means['loss'], top1=means['top1'], images_s=images_s, wait=speed.get('input_wait'))
+                    figures = {'images_s': round(speed['images_per_sec']), 'wait': f'{speed["input_wait"]:.0%}'} if speed else {}
+                    progress.show(step, loss=means['loss'], top1=means['top1'], **figures)
                     window, batches.waited = [], 0.0
                 if evaluating:
                     scores = evaluate(eval_fn, state, eval_source, exp, config.eval_batch_size, config.max_corrupt)

@@ -30,7 +30,7 @@ def test_lines(tmp_path, monkeypatch, terminal):
     monkeypatch.setenv('COLUMNS', '40')
     with Progress(str(tmp_path), 100) as progress:
         progress.say('Resuming.')
-        progress.show(50, loss=1.23456, images_s=None)
+        progress.show(50, loss=1.23456)
         progress.show(60, loss=1.0, note='x' * 80)
     log = (tmp_path / 'log.txt').read_text().splitlines()
     assert all(re.match(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ', line) for line in log)
