@@ -53,13 +53,6 @@ def cleared(config):
     return config
 
 
-def predict(config, workdir, files):
-    from efficientnet_jax.predict import predict
-
-    features = _OUTPUT.value if _FEATURES.value else None
-    predict(config, workdir, files, as_json=_JSON.value, picture=_PICTURE.value, features=features)
-
-
 def main(argv):
     logging.set_verbosity(logging.WARNING)
     config, workdir, mode = cleared(_CONFIG.value), _WORKDIR.value, _MODE.value
@@ -78,11 +71,10 @@ def main(argv):
             raise ValueError(f'mode={mode} needs --workdir=DIR; only predict with --config.init_from goes without.')
         if mode != 'plan':  # which needs no other host
             hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _LOST_AFTER.value)
-        if mode == 'predict':
-            predict(config, workdir, argv[1:])
-        else:
-            function = getattr(importlib.import_module(f'efficientnet_jax.{MODES[mode]}'), mode)
-            function(config, workdir, **({'began': BEGAN} if mode == 'train' else {}))
+        features = _OUTPUT.value if _FEATURES.value else None
+        predict = {'images': argv[1:], 'as_json': _JSON.value, 'picture': _PICTURE.value, 'features': features}
+        function = getattr(importlib.import_module(f'efficientnet_jax.{MODES[mode]}'), mode)
+        function(config, workdir, **{'train': {'began': BEGAN}, 'predict': predict}.get(mode, {}))
     except Exception as error:
         hosts.leave(error)
 
