@@ -6,8 +6,10 @@ import os
 import pathlib
 import re
 import shlex
+import string
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -55,9 +57,9 @@ def text_of(name):
     text = (ROOT / name).read_text()
     if name.endswith('.ipynb'):
         cells = [''.join(cell['source']) for cell in json.loads(text)['cells'] if cell['cell_type'] == 'code']
-        text = '\n'.join('    ' + line for cell in cells for line in cell.splitlines())
-        for variable, default in re.findall(r"setdefault\('(\w+)', '([^']*)'\)", text):
-            text = text.replace(f'${variable}', default)
+        environ = {}  # as the first cell leaves it
+        exec(cells[0].replace('import os', ''), {'os': types.SimpleNamespace(environ=environ)})
+        text = '\n'.join('    ' + string.Template(line).safe_substitute(environ) for cell in cells[1:] for line in cell.splitlines())
     return re.sub(r'\\\n\s*', ' ', text)
 
 
