@@ -8,7 +8,7 @@ import numpy as np
 
 from efficientnet_jax import architectures
 from efficientnet_jax.architectures import Architecture
-from efficientnet_jax.weights import names
+from efficientnet_jax.weights import layouts, names
 from efficientnet_jax.weights.files import File
 
 SHOWN = 6  # arrays of each kind of difference that a message lists
@@ -49,7 +49,7 @@ def match(file: File, architecture: Architecture, naming: str, num_classes: int 
         heads = {array.theirs for array in wanted if array.path.startswith('params/classifier/')}
         found = {name: value for name, value in found.items() if name not in heads}
         wanted = [array for array in wanted if array.theirs not in heads]
-    expected = {array.theirs: names.to_theirs(np.broadcast_to(np.float32(0), array.shape), array.kind, layout).shape for array in wanted}
+    expected = {array.theirs: layouts.to_theirs(np.broadcast_to(np.float32(0), array.shape), array.kind, layout).shape for array in wanted}
     missing = [f'{name} {list(shape)}' for name, shape in expected.items() if name not in found]
     unused = [f'{name} {list(value.shape)}' for name, value in found.items() if name not in expected and not _ignored(name)]
     shapes = [
@@ -67,7 +67,7 @@ def match(file: File, architecture: Architecture, naming: str, num_classes: int 
         )
     variables: dict[str, Any] = {'params': {}, 'batch_stats': {}}
     for array in wanted:
-        _put(variables, array.path, np.ascontiguousarray(names.to_ours(found[array.theirs], array.kind, layout), np.float32))
+        _put(variables, array.path, np.ascontiguousarray(layouts.to_ours(found[array.theirs], array.kind, layout), np.float32))
     return variables
 
 
@@ -79,7 +79,7 @@ def suggestion(file: File, architecture: Architecture) -> str:
         for naming in names.known(other):
             wanted = names.arrays(other, naming, classes(file.arrays, other, naming) or 1000)
             layout = names.NAMINGS[naming].layout
-            shapes = {a.theirs: names.to_theirs(np.broadcast_to(np.float32(0), a.shape), a.kind, layout).shape for a in wanted}
+            shapes = {a.theirs: layouts.to_theirs(np.broadcast_to(np.float32(0), a.shape), a.kind, layout).shape for a in wanted}
             seen = {key: value.shape for key, value in file.arrays.items() if not _ignored(key)}
             if shapes == seen and name != architecture.name:
                 fitting.append(name)

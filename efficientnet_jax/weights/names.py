@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-
 from efficientnet_jax.architectures import Architecture, Block
 
 # Leaves of a module here: {leaf: name elsewhere}. A batch norm has four, everything else a kernel and perhaps a bias.
@@ -110,36 +108,6 @@ def arrays(architecture: Architecture, naming: str, num_classes: int = 1000) -> 
 def known(architecture: Architecture) -> list[str]:
     """Namings that have the architecture."""
     return [name for name, naming in NAMINGS.items() if naming.modules(architecture) is not None]
-
-
-def to_ours(array: np.ndarray, kind: str, layout: str) -> np.ndarray:
-    """An array of another code base in the layout used here: HWIO convolutions, [k, k, 1, C] depthwise, [in, out] dense."""
-    if layout == 'torch':
-        if kind in ('conv', 'depthwise'):
-            return array.transpose(2, 3, 1, 0)
-        if kind == 'gate':
-            return array[:, :, 0, 0].T
-        return array.T if kind == 'classifier' else array
-    if layout == 'keras':
-        if kind == 'depthwise':
-            return array.transpose(0, 1, 3, 2)
-        return array[0, 0] if kind == 'gate' else array
-    return array
-
-
-def to_theirs(array: np.ndarray, kind: str, layout: str) -> np.ndarray:
-    """The inverse of `to_ours`."""
-    if layout == 'torch':
-        if kind in ('conv', 'depthwise'):
-            return array.transpose(3, 2, 0, 1)
-        if kind == 'gate':
-            return array.T[:, :, None, None]
-        return array.T if kind == 'classifier' else array
-    if layout == 'keras':
-        if kind == 'depthwise':
-            return array.transpose(0, 1, 3, 2)
-        return array[None, None] if kind == 'gate' else array
-    return array
 
 
 def _stage_and_block(block: Block) -> tuple[int, int]:
@@ -314,7 +282,7 @@ class Naming(NamedTuple):
 
     modules: Callable[[Architecture], dict[str, str] | None]  # {module here: module there}, may name more than there is
     leaves: dict
-    layout: str  # of the arrays, see to_ours
+    layout: str  # of the arrays, see layouts.to_ours
     separator: str
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from efficientnet_jax import architectures
 from efficientnet_jax.architectures import Architecture
 from efficientnet_jax.data.preprocess import Preprocess
-from efficientnet_jax.weights import description, names
+from efficientnet_jax.weights import description, layouts, names
 
 CONTAINERS = ('.safetensors', '.npz')
 
@@ -52,7 +52,7 @@ def save(
             'Give the architecture that the module has (module.architecture).'
         )
     layout = names.NAMINGS[format].layout
-    theirs: dict[str, Any] = {row.theirs: np.ascontiguousarray(names.to_theirs(ours[row.path], row.kind, layout)) for row in rows}
+    theirs: dict[str, Any] = {row.theirs: np.ascontiguousarray(layouts.to_theirs(ours[row.path], row.kind, layout)) for row in rows}
     note = json.dumps(description.describe(architecture, num_classes, preprocess, class_names))
     partial = path + '.partial'  # a run that is killed here leaves no half file under the final name
     if path.endswith('.npz'):

@@ -16,7 +16,7 @@ import pytest
 from efficientnet_jax import architectures, models, weights
 from efficientnet_jax.architectures import Architecture, Stage
 from efficientnet_jax.data.preprocess import IMAGENET, INCEPTION, LITE, Preprocess
-from efficientnet_jax.weights import names, pickled
+from efficientnet_jax.weights import layouts, names, pickled
 
 SMALL = Architecture('small', (Stage(1, 3, 1, 1, 8), Stage(2, 5, 2, 6, 16)), stem=8, head=32)
 
@@ -47,7 +47,7 @@ def assert_same(ours, theirs):
 
 def their_arrays(variables, architecture, naming, num_classes=10):
     ours, layout = flat(variables), names.NAMINGS[naming].layout
-    return {row.theirs: names.to_theirs(ours[row.path], row.kind, layout) for row in names.arrays(architecture, naming, num_classes)}
+    return {row.theirs: layouts.to_theirs(ours[row.path], row.kind, layout) for row in names.arrays(architecture, naming, num_classes)}
 
 
 @pytest.mark.parametrize(
