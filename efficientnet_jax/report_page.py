@@ -44,8 +44,9 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 def leave(workdir: str, result: dict[str, Any]) -> None:
     """How a run ends: result.json, results.json with the last result of each mode, and report.html. Process 0 alone calls it."""
-    report.write_json(os.path.join(workdir, 'results.json'), results_of(workdir) | {result['mode']: result})
+    results = results_of(workdir) | {result['mode']: result}
     report.write_json(os.path.join(workdir, 'result.json'), result)
+    report.write_json(os.path.join(workdir, 'results.json'), results)
     write(workdir)
 
 

@@ -63,7 +63,6 @@ def train(config, workdir: str, build=experiment, evaluate=evaluate_state, began
         Progress(workdir, total_steps) as progress,
     ):
         checkpoints = Checkpoints(os.path.join(os.path.abspath(workdir), 'checkpoints'), config.keep_last, config.keep_best)
-        result_path = os.path.join(workdir, 'result.json')
         state, first_step, note = checkpoints.restore_latest(exp.abstract_state())
         window = note.get('window', [])  # metrics of the steps since the last log line, when the run was stopped between two lines
         skipped, rollbacks = note.get('skipped', 0), note.get('rollbacks', 0)
@@ -71,10 +70,10 @@ def train(config, workdir: str, build=experiment, evaluate=evaluate_state, began
             if jax.process_index() == 0:
                 write_description(workdir, exp.module.architecture, source.num_classes, exp.preprocess, source.class_names)
             state = exp.init(None if start is None else start.variables)
-        elif first_step >= total_steps and not window and trained(result_path):
+        elif first_step >= total_steps and not window and (result := trained(workdir)):
             checkpoints.close()
-            progress.say(f'Finished already: {workdir} holds step {first_step} of {total_steps} and {result_path}.')
-            return report.read_json(result_path)
+            progress.say(f'Finished already: {workdir} holds step {first_step} of {total_steps} and its result.')
+            return result
         else:
             progress.say(f'Resuming {workdir} at step {first_step} of {total_steps}.')
 
@@ -188,9 +187,9 @@ def draw_inputs(exp, batch, class_names, path: str) -> None:
         contact_sheet(seen['image'], [short(names[label]) for label in seen['label']], path)
 
 
-def trained(result_path: str) -> bool:
-    """Whether a finished training run left its result; evaluate writes one of its own there."""
-    return os.path.exists(result_path) and report.read_json(result_path)['mode'] == 'train'
+def trained(workdir: str) -> dict | None:
+    """The result that a finished training run left, also when another mode has run there since."""
+    return report_page.results_of(workdir).get('train') if os.path.exists(os.path.join(workdir, 'result.json')) else None
 
 
 def floats(metrics) -> dict[str, float]:

@@ -81,6 +81,8 @@ def test_what_is_left_and_what_is_said(tmp_path, data_dir, capsys):
     results = json.loads((tmp_path / 'results.json').read_text())
     assert results == {'train': json.loads(json.dumps(trained)), 'evaluate': json.loads(json.dumps(result))}
 
+    assert train(config, workdir) == results['train']  # finished, whatever has run since
+    capsys.readouterr()
     config.dtype, config.log_every_steps = 'bfloat16', 7  # the second changes nothing
     config.resolution = None  # nor does this: the run's own is taken
     evaluate(config, workdir)
