@@ -173,7 +173,7 @@ def kind(path: str) -> str:
     where the operation that names it belongs."""
     if not _LAYER.search(path):
         return 'other'
-    if '/bn/' in path:
+    if '/bn/' in path and not path.endswith('/conv_general_dilated'):  # batch norm calls the convolution before it
         return 'batch norm'
     if '/se/' in path:
         return 'squeeze-excite'

@@ -3,10 +3,14 @@
 Statistics are taken over `group` images, counted in images and not in chips, so a result does not change with the slice
 it is trained on. The backward pass keeps only x and the statistics: the normalised value and the slope of the
 activation are recomputed, which is cheaper than reading them back.
+
+The convolution before can be given too. Then, on a TPU, each of its two gradients computes the gradient of its result for
+itself, fused with the reading: it is never written to memory (benchmarks/records/tpu_step.md).
 """
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -44,29 +48,50 @@ class BatchNorm(nn.Module):
     scale_init: Callable = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x, *, train: bool, squeeze: bool = False):
-        """[N, ..., C] -> [N, ..., C], or with `squeeze` a pair: that and its means over an image's positions, float32 [N, C]."""
+    def __call__(self, x, *, train: bool, squeeze: bool = False, convolution: Callable | None = None, kernel=None, twice: bool = False):
+        """[N, ..., C] -> [N, ..., C], or with `squeeze` a pair: that and its means over an image's positions, float32 [N, C].
+
+        convolution: a function of x and `kernel` whose result is normalised in place of x.
+        twice: on a TPU, compute the gradient of that result once for x and once for `kernel`, in place of writing it to memory.
+        """
         if self.activation not in ACTIVATIONS:
             raise ValueError(f'activation={self.activation!r} must be one of {list(ACTIVATIONS)}.')
-        channels = x.shape[-1]
+        convolution = convolution or _no_convolution
+        channels = jax.eval_shape(convolution, x, kernel).shape[-1]
         scale = self.param('scale', self.scale_init, (channels,), jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
         mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,), jnp.float32)
         var = self.variable('batch_stats', 'var', jnp.ones, (channels,), jnp.float32)
         dtype = self.dtype or x.dtype
         if not train:
+            x = convolution(x, kernel)
             factor = scale * lax.rsqrt(var.value + self.epsilon)
             offset = bias - mean.value * factor
             z = x.astype(jnp.float32) * _last(factor, x) + _last(offset, x)
             y = ACTIVATIONS[self.activation](z).astype(dtype)
             return (y, _image_means(y)) if squeeze else y
-        grouped = x.reshape(*_groups(x.shape[0], self.group), *x.shape[1:])
-        y, image_means, group_mean, group_var = _normalise(grouped, scale, bias, self.epsilon, self.activation, dtype, squeeze)
+        form = _Form(convolution, _groups(x.shape[0], self.group), self.epsilon, self.activation, dtype, squeeze, twice)
+        y, image_means, group_mean, group_var = _normalise(form, x, kernel, scale, bias)
         if not self.is_initializing():
             mean.value = self.momentum * mean.value + (1 - self.momentum) * group_mean.mean(axis=0)
             var.value = self.momentum * var.value + (1 - self.momentum) * group_var.mean(axis=0)
-        y = y.reshape(x.shape)
-        return (y, image_means.reshape(x.shape[0], channels)) if squeeze else y
+        return (y, image_means) if squeeze else y
+
+
+class _Form(NamedTuple):
+    """What `_normalise` is to compute, beside its arrays."""
+
+    convolution: Callable
+    groups: tuple[int, int]  # number of groups, images per group
+    epsilon: float
+    activation: str | None
+    dtype: jnp.dtype
+    squeeze: bool
+    twice: bool
+
+
+def _no_convolution(x, kernel):
+    return x
 
 
 def _image_means(y):
@@ -90,47 +115,67 @@ def _last(v, x):
     return v.reshape(v.shape[:-1] + (1,) * (x.ndim - v.ndim) + v.shape[-1:])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
-def _normalise(x, scale, bias, epsilon, activation, dtype, squeeze):
-    """x [G, N, ..., C] -> (y as x, its means per image [G, N, C] if `squeeze` else None, mean [G, C], var [G, C]).
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _normalise(form, x, kernel, scale, bias):
+    """x [N, ..., I] -> (y [N, ..., C], its means per image [N, C] if `squeeze` else None, mean [G, C], var [G, C]).
 
     mean and var carry no gradient of their own.
     """
-    return _normalise_fwd(x, scale, bias, epsilon, activation, dtype, squeeze)[0]
+    return _normalise_fwd(form, x, kernel, scale, bias)[0]
 
 
-def _normalise_fwd(x, scale, bias, epsilon, activation, dtype, squeeze):
-    axes = tuple(range(1, x.ndim - 1))
-    x32 = x.astype(jnp.float32)
-    mean = x32.mean(axes)
-    var = jnp.maximum(jnp.square(x32).mean(axes) - jnp.square(mean), 0.0)
-    # Rematerialisation keeps them: they are small, and to take them again costs a pass over x and two all-reduces.
+def _normalise_fwd(form, x, kernel, scale, bias):
+    z = form.convolution(x, kernel)
+    z = checkpoint_name(z, 'convolution').reshape(*form.groups, *z.shape[1:])
+    axes = tuple(range(1, z.ndim - 1))
+    z32 = z.astype(jnp.float32)
+    mean = z32.mean(axes)
+    var = jnp.maximum(jnp.square(z32).mean(axes) - jnp.square(mean), 0.0)
+    # Rematerialisation keeps them: they are small, and to take them again costs a pass over z and two all-reduces.
     mean, var = checkpoint_name(mean, 'statistics'), checkpoint_name(var, 'statistics')
-    factor = scale[None] * lax.rsqrt(var + epsilon)
-    y = ACTIVATIONS[activation](x32 * _last(factor, x) + _last(bias[None] - mean * factor, x)).astype(dtype)
-    return (y, _image_means(y) if squeeze else None, mean, var), (x, mean, var, scale, bias)
+    factor = scale[None] * lax.rsqrt(var + form.epsilon)
+    y = ACTIVATIONS[form.activation](z32 * _last(factor, z) + _last(bias[None] - mean * factor, z)).astype(form.dtype)
+    means = _image_means(y).reshape(x.shape[0], -1) if form.squeeze else None
+    return (y.reshape(x.shape[0], *y.shape[2:]), means, mean, var), (x, kernel, z, mean, var, scale, bias)
 
 
-def _normalise_bwd(epsilon, activation, dtype, squeeze, residuals, cotangents):
-    x, mean, var, scale, bias = residuals
-    dy, dmeans = cotangents[:2]
-    count = x.size // (x.shape[0] * x.shape[-1])
-    inverse = lax.rsqrt(var + epsilon)
+def _normalise_bwd(form, residuals, cotangents):
+    x, kernel, z, mean, var, scale, bias = residuals
+    dy = cotangents[0].reshape(z.shape)
+    count = z.size // (z.shape[0] * z.shape[-1])
+    inverse = lax.rsqrt(var + form.epsilon)
     factor = scale[None] * inverse
     offset = bias[None] - mean * factor
-    dz_of = functools.partial(_through_activation, activation, x, factor, offset)
-    if squeeze:
-        dmeans = dmeans / (count // x.shape[1])
-        dz = dz_of(dy.astype(jnp.float32) + _per_image(dmeans, x))
-        sums = functools.partial(_sums_by_image, activation)
-        total, product = lax.platform_dependent(x, factor, offset, dy, dmeans, tpu=sums, default=lambda *_: _sums(dz, x))
+    dmeans = cotangents[1].reshape(*form.groups, -1) / (count // z.shape[1]) if form.squeeze else None
+
+    def through(z, dy):
+        dy = dy.astype(jnp.float32)
+        return _through_activation(form.activation, z, factor, offset, dy + _per_image(dmeans, z) if form.squeeze else dy)
+
+    if form.squeeze:
+        sums = functools.partial(_sums_by_image, form.activation)
+        total, product = lax.platform_dependent(z, factor, offset, dy, dmeans, tpu=sums, default=lambda *_: _sums(through(z, dy), z))
     else:
-        dz = dz_of(dy.astype(jnp.float32))
-        total, product = _sums(dz, x)
+        total, product = _sums(through(z, dy), z)
     dscale = (product - mean * total) * inverse
     tilt = -factor * inverse * dscale / count
-    dx = dz * _last(factor, x) + x.astype(jnp.float32) * _last(tilt, x) - _last(factor * total / count + tilt * mean, x)
-    return dx.astype(x.dtype), dscale.sum(0), total.sum(0)
+    offset_dz = factor * total / count + tilt * mean
+
+    def gradient(z, dy):
+        """Of the convolution's result."""
+        dz = through(z, dy) * _last(factor, z) + z.astype(jnp.float32) * _last(tilt, z) - _last(offset_dz, z)
+        return dz.astype(z.dtype).reshape(x.shape[0], *z.shape[2:])
+
+    _, transposed = jax.vjp(form.convolution, x, kernel)
+    dx, dkernel = transposed(gradient(z, dy))
+    if form.twice:
+        _, dkernel = transposed(gradient(*_apart(z, dy)))
+    return dx, dkernel, dscale.sum(0), total.sum(0)
+
+
+def _apart(*arrays):
+    """The same arrays, but what is computed of them is not merged with what is computed of the originals, on a TPU."""
+    return lax.platform_dependent(*arrays, tpu=lambda *arrays: lax.optimization_barrier(arrays), default=lambda *arrays: arrays)
 
 
 def _through_activation(activation, x, factor, offset, dy):

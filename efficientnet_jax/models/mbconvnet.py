@@ -6,13 +6,13 @@ batch norm momentum 0.99 and epsilon 1e-3, convolutions without bias, untruncate
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 
 from efficientnet_jax.architectures import Architecture, Block
 from efficientnet_jax.models.batch_norm import ACTIVATIONS, BatchNorm
@@ -62,28 +62,31 @@ class ConvBN(nn.Module):
         k, in_filters = self.kernel, x.shape[-1]
         shape = (k, k, 1 if self.depthwise else in_filters, self.filters)
         kernel = self.param('kernel', depthwise_init if self.depthwise else conv_init, shape).astype(self.dtype)
-        x = convolve(x.astype(self.dtype), kernel, self.stride, self.architecture.padding, self.depthwise, self.data_shards)
-        return BatchNorm(
+        convolution = functools.partial(
+            convolve, stride=self.stride, padding=self.architecture.padding, depthwise=self.depthwise, data_shards=self.data_shards
+        )
+        norm = BatchNorm(
             momentum=self.architecture.bn_momentum,
             epsilon=self.architecture.bn_epsilon,
             dtype=self.dtype,
             group=self.group,
             activation=self.activation,
             name='bn',
-        )(x, train=train and not self.freeze_batch_norm, squeeze=squeeze)
+        )
+        train = train and not self.freeze_batch_norm
+        # Depthwise gradients are not fused with what they read; to compute it twice would write it twice.
+        return norm(x.astype(self.dtype), train=train, squeeze=squeeze, convolution=convolution, kernel=kernel, twice=not self.depthwise)
 
 
 def convolve(x, kernel, stride: int, padding: str, depthwise: bool, data_shards: int | None):
-    """[N, H, W, I] -> [N, ceil(H/stride), ceil(W/stride), O] by the best formulation for the kernel, under the name that REMAT knows."""
+    """[N, H, W, I] -> [N, ceil(H/stride), ceil(W/stride), O] by the best formulation for the kernel."""
     if depthwise:
         known = data_shards is not None and isinstance(x.shape[0], int)  # a symbolic batch, for export, is not
         images_per_chip = x.shape[0] / data_shards if known else None
-        x = depthwise_conv(x, kernel, stride=stride, padding=padding, images_per_chip=images_per_chip)
-    elif kernel.shape[0] == 1 and stride == 1:
-        x = pointwise_conv(x, kernel)
-    else:
-        x = dense_conv(x, kernel, stride=stride, padding=padding)
-    return checkpoint_name(x, 'convolution')
+        return depthwise_conv(x, kernel, stride=stride, padding=padding, images_per_chip=images_per_chip)
+    if kernel.shape[0] == 1 and stride == 1:
+        return pointwise_conv(x, kernel)
+    return dense_conv(x, kernel, stride=stride, padding=padding)
 
 
 def dense_conv(x, kernel, *, stride: int, padding: str):

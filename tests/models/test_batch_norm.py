@@ -145,3 +145,26 @@ def test_groups_on_a_device_need_no_collective(group, count):
 def test_errors(fields, message):
     with pytest.raises(ValueError, match=message):
         ours(images(), **fields)
+
+
+@pytest.mark.parametrize('twice', [True, False])
+def test_with_a_convolution_before(twice):
+    """Values and gradients as of the two one after the other; lowered for TPU, `twice` keeps the two gradients' inputs apart."""
+    x, kernel = images(), jax.random.normal(jax.random.key(5), (6, 6))
+    module = BatchNorm(activation='swish', group=2)
+    variables = {'params': PARAMS, 'batch_stats': STATS}
+
+    def together(x, kernel):
+        return module.apply(variables, x, train=True, convolution=jnp.matmul, kernel=kernel, twice=twice, mutable=['batch_stats'])[0]
+
+    def apart(x, kernel):
+        return module.apply(variables, x @ kernel, train=True, mutable=['batch_stats'])[0]
+
+    def gradients(f):
+        return jax.jit(jax.grad(lambda x, kernel: jnp.sum(jnp.sin(f(x, kernel))), (0, 1)))
+
+    np.testing.assert_allclose(together(x, kernel), apart(x, kernel), atol=1e-5)
+    for own, stock in zip(gradients(together)(x, kernel), gradients(apart)(x, kernel), strict=True):
+        np.testing.assert_allclose(own, stock, atol=1e-4 * float(jnp.abs(stock).max()))
+    text = gradients(together).trace(x, kernel).lower(lowering_platforms=('tpu',)).as_text()
+    assert ('optimization_barrier' in text) == twice

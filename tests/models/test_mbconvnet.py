@@ -129,7 +129,8 @@ def test_equals_the_stock_formulation(small, monkeypatch):
         activation: str | None
 
         @nn.compact
-        def __call__(self, x, *, train, squeeze=False):
+        def __call__(self, x, *, train, squeeze, convolution, kernel, twice):
+            x = convolution(x, kernel)
             scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
             bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
             mean, var = jnp.mean(x, (0, 1, 2), keepdims=True), jnp.var(x, (0, 1, 2), keepdims=True)
