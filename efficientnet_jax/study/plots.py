@@ -8,7 +8,7 @@ from efficientnet_jax.plots import new_figure, save
 from efficientnet_jax.study.rows import large
 
 STYLES = (('o', '-'), ('s', '--'), ('^', ':'), ('D', '-.'), ('v', (0, (5, 1))), ('x', (0, (1, 3))), ('P', (0, (3, 1, 1, 1))))
-COSTS = {'macs': 'multiply-adds', 'activations': 'activations', 'params': 'parameters', 'cycles': 'estimated cycles, forward'}
+COSTS = {'macs': 'multiply-adds', 'activations': 'activations', 'params': 'parameters', 'cycles': 'estimated cycles'}
 
 
 def draw(rows: list[dict[str, Any]], path: str, title: str, kind: str, measure: str | None = None) -> None:
@@ -142,7 +142,7 @@ def logarithmic(axis, names: str) -> None:
         part = axis.xaxis if name == 'x' else axis.yaxis
         axis.set(**{f'{name}scale': 'log'})
         low, high = part.get_data_interval()
-        part.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+        part.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high / low < 8 else (1, 2, 5) if high / low < 300 else (1,)))
         part.set_major_formatter(FuncFormatter(lambda value, _: large(value)))
         part.set_minor_formatter(NullFormatter())
 
