@@ -37,7 +37,8 @@ def cycle_cost(space: Space, config, folder: str) -> CycleTable:
     """The cost function of a space's candidates in estimated cycles an image, under config.study.chip, cycles_batch and cycles_train.
 
     Takes seconds, to look up which table that is. Resolution, stem and head are those of space.base. The table is kept in the folder, a
-    folder in it for each setting, and is shared by all who name it. Raises ValueError for a chip or batch that cannot be, or where libtpu is not installed.
+    folder in it for each setting, and is shared by all who name it. Raises ValueError for a chip or batch that cannot be, or where libtpu
+    is not installed.
     """
     aot.slice_devices(config.study.chip, 'study.chip')
     if config.study.cycles_batch < 1:
