@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from efficientnet_jax import aot, jaxpr_count, models, report
 from efficientnet_jax.architectures import Architecture
+from efficientnet_jax.experiment import as_dict
 from efficientnet_jax.study import methods, points, rows
 
 COMPILES = 8  # that solving for one target in cycles may take; the interpolation takes 3 to 5
@@ -95,7 +96,7 @@ class Costs:
 
     def _cycles_key(self, architecture: Architecture) -> str:
         knobs = self._knobs
-        step = 'update' if knobs.cycles_train else 'evaluation'
+        step = f'update {report.config_hash(as_dict(self._config))}' if knobs.cycles_train else 'evaluation'
         return self._key(
             architecture, f'cycles {knobs.chip} batch {knobs.cycles_batch} {step} {self._config.dtype} libtpu {aot.libtpu_version()}'
         )

@@ -53,6 +53,14 @@ def test_a_column_of_cycles(compiled, tmp_path, capsys):
     assert len(compiled) == len(set(compiled)) and 'compile' not in capsys.readouterr().err
 
 
+def test_another_recipe_is_another_update(compiled, tmp_path):
+    for optimizer, expected in (('rmsprop', 8), ('rmsprop', 8), ('sgd', 16)):
+        config = config_of('table2', cycles=True, cycles_train=True)
+        config.optimizer = optimizer
+        study(config, str(tmp_path))
+        assert len(compiled) == expected
+
+
 def test_a_grid_constrained_by_cycles(compiled, tmp_path):
     result = study(config_of('grid', constraint='cycles', step=0.2, tolerance=0.2), str(tmp_path))
     rows = table(tmp_path, 'grid')
