@@ -20,13 +20,13 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax
-from scipy import stats
 
 from configs import digits
 from efficientnet_jax import allocator, architectures, counting
 from efficientnet_jax.search import space as spaces
 from efficientnet_jax.search import supernet_train
 from efficientnet_jax.search.objective import Objective
+from efficientnet_jax.search.rank import spearman
 from efficientnet_jax.search.strategies import Evolution, Seen
 from efficientnet_jax.train import train
 
@@ -38,16 +38,6 @@ def setting():
     config.eval_batch_size = 300
     config.eval_every_epochs = config.checkpoint_every_epochs = 1e6
     return config
-
-
-def spearman(a, b):
-    """(correlation of ranks, exact two-sided p over all pairings)."""
-
-    def statistic(a):
-        return stats.spearmanr(a, b).statistic
-
-    test = stats.permutation_test((a,), statistic, permutation_type='pairings', n_resamples=float('inf'))
-    return test.statistic, test.pvalue
 
 
 def evolve(space, evaluate, candidates, knobs):
@@ -120,8 +110,8 @@ def main():
         alone_seconds = time.monotonic() - began
     drawn = rows[1:]  # the first was chosen by the supernet's own score, which would bias a correlation with it
     alone_top1 = [row[2] for row in drawn]
-    shared, p_shared = spearman([row[1] for row in drawn], alone_top1)
-    counted, p_counted = spearman([macs(row[0]) for row in drawn], alone_top1)
+    shared, p_shared, _ = spearman([row[1] for row in drawn], alone_top1)
+    counted, p_counted, _ = spearman([macs(row[0]) for row in drawn], alone_top1)
     lines = [
         '# A supernet on digits',
         '',

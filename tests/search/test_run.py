@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -391,6 +392,25 @@ def test_kill_9_ten_times_loses_and_repeats_nothing(strategy, tmp_path):
     assert [one['hash'] for one in lines(tmp_path)] == [one['hash'] for one in slots.records()]
     oracle = run.scorer(config, str(tmp_path), setting.setting(config, ''))
     assert all(one['accuracy'] == oracle(one['candidate'], '', None, 0)['accuracy'] for one in slots.records())
+
+
+@pytest.mark.slow
+def test_process_0_of_a_worker_asks_and_tells_the_others(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    flags = ['--config=configs/search.py:evolution,digits', '--mode=search', f'--workdir={tmp_path}', '--processes=2']
+    flags += ['--config.search.evaluation=oracle', '--config.search.trials=6', f'--coordinator=127.0.0.1:{port}']
+    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+    both = [
+        subprocess.Popen(
+            [sys.executable, 'main.py', *flags, f'--process_id={i}'], env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        for i in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    assert len(lines(tmp_path)) == 12 and ['12/12' in error for error in errors] == [True, False]
 
 
 @pytest.mark.slow
