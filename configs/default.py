@@ -165,9 +165,7 @@ def get_config() -> ConfigDict:
     config.search.strategy = 'evolution'  # 'random', 'evolution', 'ppo', 'tpe' or 'nsga2'; random runs beside each at equal cost
     config.search.space = 'efficientnet'  # or 'mnasnet_paper' (search/space.py)
     config.search.ops = ('conv', 'separable', 'mbconv')  # operators that a stage may have
-    config.search.trials = (
-        8000  # slots of the strategy and as many of random; a candidate that comes again takes one (arXiv 1807.11626: 8K)
-    )
+    config.search.trials = 8000  # slots of the strategy, and as many of random; a repeated candidate takes one (arXiv 1807.11626: 8K)
     config.search.evaluation = 'train'  # 'train' (each on its own), 'supernet' (shared weights), 'oracle' (made up, for a dry run)
     config.search.reward = 'mnas'  # 'mnas', 'mnas_hard' or 'absolute' (objective.py)
     config.search.cost = (

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from efficientnet_jax import hosts
+from efficientnet_jax import aot, hosts
 from efficientnet_jax.search import outputs, proxy
 from efficientnet_jax.search.rank import Rank, spearman
 from efficientnet_jax.search.setting import Setting, on_process_0, open_queue
@@ -24,12 +24,12 @@ def finalists(config, workdir: str, found: Setting, best: list[dict[str, Any]] |
     results = _train_all(config, workdir, found, '_finalists', plan, None)
 
     def summary():
-        rows = [row for one in best if (row := _finalist(one, results, seeds, found)) is not None]
+        rows = [row for one in best if (row := _finalist(config, one, results, seeds, found)) is not None]
         if not rows:
             raise ValueError('None of the finalists could be trained; the log says why. --config.search.retry=True tries again.')
         rank = spearman([row['proxy'] for row in rows], [row['accuracy'] for row in rows])
         winner = max(rows, key=lambda row: row['reward'])
-        text = outputs.table(('hash', 'arm', 'cost', 'proxy', 'accuracy', 'lowest', 'highest', 'reward', 'seeds'), rows)
+        text = outputs.table(tuple(rows[0]), rows)
         text += f'\nProxy against training in full, hold-out: {worded(rank)}. The proxy chose these, which narrows what it can show.\n'
         print(text, end='')
         folder = os.path.join(workdir, 'search')
@@ -130,11 +130,15 @@ def _evaluate(config, found: Setting, score, folder: str, key: str, point: dict[
     return kept['accuracy'], kept
 
 
-def _finalist(one: dict[str, Any], results, seeds, found: Setting) -> dict[str, Any] | None:
-    """A row of the table; None where no seed could be trained."""
+def _finalist(config, one: dict[str, Any], results, seeds, found: Setting) -> dict[str, Any] | None:
+    """A row of the table; None where no seed could be trained. Estimated cycles are those of the whole network, compiled here."""
     got = [results[f'{one["hash"]}_s{seed}']['accuracy'] for seed in seeds if f'{one["hash"]}_s{seed}' in results]
     if not got:
         return None
+    row, cost = {'hash': one['hash'], 'arm': one['arm'], 'cost': one['cost']}, one['cost']
+    if config.search.cost == 'cycles':
+        knobs, network = config.study, found.space.decode(one['candidate'])
+        row['whole_cost'] = cost = aot.estimated_cycles(config, knobs.chip, knobs.cycles_batch, network, knobs.cycles_train).cycles
     mean = statistics.mean(got)
-    row = {'hash': one['hash'], 'arm': one['arm'], 'cost': one['cost'], 'proxy': one['accuracy'], 'accuracy': mean}
-    return row | {'lowest': min(got), 'highest': max(got), 'reward': found.objective(mean, one['cost']), 'seeds': len(got)}
+    row |= {'proxy': one['accuracy'], 'accuracy': mean, 'lowest': min(got), 'highest': max(got)}
+    return row | {'reward': found.objective(mean, cost), 'seeds': len(got)}

@@ -141,7 +141,7 @@ def table(headings: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
             return ''
         if name in SHARES:
             return f'{value:.2%}'
-        return f'{value:.4g}' if isinstance(value, float) or name == 'cost' else str(value)
+        return f'{value:.4g}' if isinstance(value, float) or name in ('cost', 'whole_cost') else str(value)
 
     lines = [headings, ['---'] * len(headings), *([cell(name, row[name]) for name in headings] for row in rows)]
     return ''.join(f'| {" | ".join(line)} |\n' for line in lines)

@@ -19,7 +19,7 @@ import pytest
 from configs import search as configs
 from efficientnet_jax import counting, hosts, report, trials
 from efficientnet_jax.experiment import architecture_of
-from efficientnet_jax.search import holdout, proxy, rank, run, setting
+from efficientnet_jax.search import full, holdout, proxy, rank, run, setting
 from efficientnet_jax.search.run import search
 from efficientnet_jax.search.slots import Slots, key_of
 from efficientnet_jax.search.space import candidate_hash
@@ -53,7 +53,9 @@ def load(path):
     return module.get_config()
 
 
-@pytest.mark.parametrize('strategy', ['random', 'evolution', pytest.param('ppo', marks=pytest.mark.slow), 'tpe', 'nsga2'])
+@pytest.mark.parametrize(
+    'strategy', ['evolution', *(pytest.param(name, marks=pytest.mark.slow) for name in ('random', 'ppo', 'tpe', 'nsga2'))]
+)
 def test_a_search_leaves_its_files(strategy, tmp_path, capsys):
     config = small(strategy)
     result = search(config, str(tmp_path))
@@ -221,7 +223,7 @@ def test_halving_stops_the_worse_and_marks_them(tmp_path, data_dir, trainer):
     config.search.name = 'another'
     search(config, str(tmp_path))
     assert len(trainer) == count
-    config.search.update(name='third', steps=44)
+    config.search.update(name='third', steps=44, trials=2)
     search(config, str(tmp_path))
     assert all('under another config; choose another --workdir' in line['failed'] for line in lines(tmp_path))
 
@@ -249,6 +251,21 @@ def test_finalists_and_proxy_check(tmp_path, data_dir, trainer, capsys):
     assert len(trainer) - before == 4 * (3 + 2)
     assert metrics['rank'] == pytest.approx({'correlation': 1.0, 'p': 1 / 12, 'n': 4}) and metrics['deviation_between_seeds'] == 0
     assert len((tmp_path / 'search' / 'proxy_check.csv').read_text().splitlines()) == 5
+
+
+def test_finalists_have_the_cycles_of_the_whole_network(tmp_path, data_dir, trainer, monkeypatch):
+    found = setting.setting(small(evaluation='train', data_dir=data_dir), str(tmp_path))
+    monkeypatch.setattr(
+        full.aot, 'estimated_cycles', lambda config, chip, batch, net, train: types.SimpleNamespace(cycles=counting.count(net)[1])
+    )
+    config = small(evaluation='train', data_dir=data_dir)
+    config.search.update(cost='cycles', target=1e6)
+    candidates = [found.space.sample(random.Random(seed)) for seed in range(3)]
+    best = [{'hash': candidate_hash(c), 'arm': 'random', 'cost': 1e6, 'accuracy': 0.5, 'candidate': c} for c in candidates]
+    full.finalists(config, str(tmp_path), found._replace(cost=lambda candidate: 1e6), best)
+    rows = json.loads((tmp_path / 'search' / 'finalists.json').read_text())['rows']
+    assert [row['whole_cost'] for row in rows] == [counting.count(found.space.decode(c))[1] for c in candidates]
+    assert [row['reward'] for row in rows] == [found.objective(row['accuracy'], row['whole_cost']) for row in rows]
 
 
 def test_rank_correlation():
