@@ -43,7 +43,10 @@ def depthwise_init(key, shape, dtype=jnp.float32):
 
 
 class ConvBN(nn.Module):
-    """Convolution without bias, batch norm, activation. [N, H, W, I] -> [N, ceil(H/stride), ceil(W/stride), filters]."""
+    """Convolution without bias, batch norm, activation. [N, H, W, I] -> [N, ceil(H/stride), ceil(W/stride), filters].
+
+    twice: as BatchNorm's. On a TPU it pays where the result is larger than x and the gradient is not a broadcast one.
+    """
 
     filters: int
     kernel: int
@@ -55,6 +58,7 @@ class ConvBN(nn.Module):
     dtype: Any = jnp.float32
     freeze_batch_norm: bool = False
     data_shards: int | None = None
+    twice: bool = False
 
     @nn.compact
     def __call__(self, x, *, train: bool, squeeze: bool = False):
@@ -74,8 +78,8 @@ class ConvBN(nn.Module):
             name='bn',
         )
         train = train and not self.freeze_batch_norm
-        # Depthwise gradients are not fused with what they read; to compute it twice would write it twice.
-        return norm(x.astype(self.dtype), train=train, squeeze=squeeze, convolution=convolution, kernel=kernel, twice=not self.depthwise)
+        x = x.astype(self.dtype)
+        return norm(x, train=train, squeeze=squeeze, convolution=convolution, kernel=kernel, twice=self.twice)
 
 
 def convolve(x, kernel, stride: int, padding: str, depthwise: bool, data_shards: int | None):
@@ -141,8 +145,8 @@ class BlockModule(nn.Module):
     def __call__(self, x, train: bool):
         block, activation = self.block, self.architecture.activation
 
-        def conv(name, filters, kernel=1, stride=1, activation=activation, depthwise=False):
-            settings = (self.group, self.dtype, self.freeze_batch_norm, self.data_shards)
+        def conv(name, filters, kernel=1, stride=1, activation=activation, depthwise=False, twice=False):
+            settings = (self.group, self.dtype, self.freeze_batch_norm, self.data_shards, twice)
             return ConvBN(filters, kernel, stride, self.architecture, activation, depthwise, *settings, name=name)
 
         shortcut = x
@@ -162,7 +166,7 @@ class BlockModule(nn.Module):
                 x = SqueezeExcite(block.se_filters, activation, self.dtype, name='se')(*x)
         else:
             if block.expand_filters != block.in_filters:
-                x = conv('expand', block.expand_filters)(x, train=train)
+                x = conv('expand', block.expand_filters, twice=True)(x, train=train)
             squeeze = block.se_filters is not None
             x = conv('depthwise', block.expand_filters, block.kernel, block.stride, depthwise=True)(x, train=train, squeeze=squeeze)
             if block.se_filters is not None:
