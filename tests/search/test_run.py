@@ -20,9 +20,10 @@ from configs import search as configs
 from efficientnet_jax import counting, hosts, report, trials
 from efficientnet_jax.experiment import architecture_of
 from efficientnet_jax.search import full, holdout, proxy, rank, run, setting
+from efficientnet_jax.search import space as spaces
 from efficientnet_jax.search.run import search
 from efficientnet_jax.search.slots import Slots, key_of
-from efficientnet_jax.search.space import candidate_hash
+from efficientnet_jax.search.space import Space, candidate_hash
 from efficientnet_jax.search.strategies import Random
 from efficientnet_jax.train import NotFinite
 from tests import tiny
@@ -430,9 +431,25 @@ def test_process_0_of_a_worker_asks_and_tells_the_others(tmp_path):
     assert len(lines(tmp_path)) == 12 and ['12/12' in error for error in errors] == [True, False]
 
 
+@pytest.fixture
+def two_stages(monkeypatch, data_dir):
+    """kind, evaluation -> config of a search among networks of two stages, which compile in seconds."""
+    net = tiny.ARCHITECTURES['tiny']
+    made = Space('two', net, base=net, ops=('mbconv',), expands=(1, 2), filters=(0.5, 1.0), repeats=(0, 1), skips=('identity',))
+    monkeypatch.setitem(spaces.SPACES, 'two', made)
+
+    def config(kind, evaluation):
+        config = small(kind, evaluation, data_dir)
+        config.width = config.depth = 1.0
+        config.search.update(space='two', ops=('mbconv',), target=1e6)
+        return config
+
+    return config
+
+
 @pytest.mark.slow
-def test_a_search_on_digits_goes_on_after_a_stop(tmp_path, data_dir, monkeypatch, capsys):
-    config = small('random', 'train', data_dir)
+def test_a_search_on_digits_goes_on_after_a_stop(tmp_path, two_stages, monkeypatch, capsys):
+    config = two_stages('random', 'train')
     config.search.update(trials=2, steps=4, compile_ahead=True, cost='step_seconds', target=1.0)
     train = proxy.train
 
@@ -450,8 +467,8 @@ def test_a_search_on_digits_goes_on_after_a_stop(tmp_path, data_dir, monkeypatch
 
 
 @pytest.mark.slow
-def test_a_supernet_is_searched(tmp_path, data_dir):
-    config = small('supernet', 'supernet', data_dir)
+def test_a_supernet_is_searched(tmp_path, two_stages):
+    config = two_stages('supernet', 'supernet')
     config.supernet.steps, config.search.trials = 2, 4
     result = search(config, str(tmp_path))
     assert result['metrics']['arms']['evolution']['slots'] == 4 and len(lines(tmp_path)) == 8
@@ -460,11 +477,11 @@ def test_a_supernet_is_searched(tmp_path, data_dir):
 
 
 @pytest.mark.slow
-def test_what_is_compiled_ahead_is_what_is_trained(tmp_path, data_dir):
+def test_what_is_compiled_ahead_is_what_is_trained(tmp_path, two_stages):
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    config = small('random', 'train', data_dir)
+    config = two_stages('random', 'train')
     config.search.steps = 2
     space = setting.setting(config, '').space
     candidate = space.sample(random.Random(0))
