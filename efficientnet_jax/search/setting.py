@@ -90,7 +90,7 @@ def cost_of(config, workdir: str, space: Space, num_classes: int) -> Callable[[C
 
 def check_target(config, space: Space, cost) -> None:
     """Raises ValueError where the cheapest candidate costs more than search.target."""
-    _, least = space.smallest(lambda architecture: cost(space.encode(architecture)))
+    _, least = space.smallest(cost)
     if config.search.target < least:
         raise ValueError(
             f'search.target={config.search.target:.4g} can be met by no candidate of space {space.name}: the cheapest has {least:.4g} '

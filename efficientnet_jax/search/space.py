@@ -210,11 +210,11 @@ class Space:
             product *= ops
         return product
 
-    def smallest(self, cost: Callable[[Architecture], float]) -> tuple[Candidate, float]:
+    def smallest(self, cost: Callable[[Candidate], float]) -> tuple[Candidate, float]:
         """The candidate of lowest cost and its cost, for a cost that falls with every filter and block and adds up over stages."""
         fewest = self.choose(lambda _, values: values[0])
         best = self.choose(lambda name, values: min(values) if name.endswith(('filters', 'repeats')) else fewest.get(name, values[0]))
-        best_cost = cost(self.decode(best))
+        best_cost = cost(best)
         for number in range(1, len(self.stages) + 1):
             values = self.values(number)
             for op in values['op']:
@@ -224,7 +224,7 @@ class Space:
                             tried = {'op': op, 'expand': expand, 'kernel': kernel, 'se': se}
                             changed = best | {f'stage{number}_{part}': value for part, value in tried.items()}
                             candidate = self.canonical(changed)
-                            now = cost(self.decode(candidate))
+                            now = cost(candidate)
                             if now < best_cost:
                                 best, best_cost = candidate, now
         return best, best_cost

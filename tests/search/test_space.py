@@ -119,7 +119,7 @@ def test_smallest():
     def macs(architecture):
         return counting.count(architecture)[1]
 
-    candidate, cost = MINI.smallest(macs)
+    candidate, cost = MINI.smallest(lambda candidate: macs(MINI.decode(candidate)))
     everything = [MINI.from_tokens(t) for t in itertools.product(*(range(len(values)) for values in MINI.choices.values()))]
     assert cost == min(macs(MINI.decode(c)) for c in everything) == macs(MINI.decode(candidate))
 
