@@ -108,10 +108,27 @@ def _lanes(x, kernel, stride, pads):
 
 
 def _lanes_bwd(x, kernel, dy, stride, pads):
-    (dx,) = jax.linear_transpose(lambda x: _lanes(x, kernel, stride, pads), x)(dy)
     gradient_form = _lanes if stride == 2 else _grouped
     (dk,) = jax.linear_transpose(lambda kernel: gradient_form(x, kernel, stride, pads), kernel)(dy)
-    return dx, dk
+    return _lanes_dx(x, kernel, dy, stride, pads), dk
+
+
+def _lanes_dx(x, kernel, dy, stride, pads):
+    """The transpose of `_lanes` in x. Written out, for the filters are turned while they are small and not once they are blocks."""
+    if x.shape[2] < _NARROW:
+        return jax.linear_transpose(lambda x: _grouped(x, kernel, stride, pads), x)(dy)[0]
+    k, blocks = kernel.shape[0], _blocks(kernel[::-1, ::-1])
+    before = [k - 1 - low for low, _ in pads]
+    after = [size + low - (stride * (n - 1) + 1) for size, n, (low, _) in zip(x.shape[1:3], dy.shape[1:3], pads, strict=True)]
+    return lax.conv_general_dilated(
+        dy,
+        blocks,
+        (1, 1),
+        list(zip(before, after, strict=True)),
+        lhs_dilation=(stride, stride),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=x.shape[3] // _SUBLANES,
+    )
 
 
 def _blocks(kernel):
