@@ -2,7 +2,7 @@
 
     python main.py --config=configs/digits.py --workdir=runs/digits
 
-Measured: top-1 99.0 % (EMA, mean of 3 seeds) of the 297 held-out digits in 101 to 160 s on 2 CPU cores, benchmarks/records/digits.md.
+Measured: top-1 99.0 % (EMA, mean of 3 seeds) of the 297 held-out digits in 69 to 94 s on 2 CPU cores, benchmarks/records/digits.md.
 It departs from the published recipe where 1,500 small images and 190 updates ask for it: AdamW with a cosine, running
 statistics that follow in 10 steps, a classifier that starts at zero, shifts instead of crops, no flips and no drop path.
 """
