@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import Any
@@ -117,18 +118,46 @@ class Checkpoints:
 
     def restore(self, step: int, abstract_state):
         """(state, note) saved at `step`. Raises ShapeMismatch listing every array of another shape, and Damaged when bits changed."""
+        saved, custom = self._metadata(step)
+        check_shapes(saved, abstract_state, f'{self.directory}/{step}')
+        state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+        self._check_bits(step, state, custom['sums'])
+        return state, custom['note']
+
+    def restore_weights(self, step: int, abstract_weights=None) -> dict[str, Any]:
+        """{'params', 'batch_stats', 'ema' where it was saved} of `step`, without the optimizer's state, whatever optimizer it was.
+
+        abstract_weights: {'params', 'batch_stats'} of jax.ShapeDtypeStruct with shardings, for the averages as well; None: those that
+        were saved, on the first device. Raises ShapeMismatch and Damaged as `restore` does.
+        """
+        saved, custom = self._metadata(step)
+        if abstract_weights is None:
+            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            weights = {name: saved[name] for name in ('params', 'batch_stats')}
+            abstract_weights = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), weights)
+        check_shapes(saved, abstract_weights, f'{self.directory}/{step}')
+        wanted = abstract_weights | ({'ema': abstract_weights} if saved.get('ema') else {})
+        reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        with contextlib.closing(reader):
+            args = ocp.args.PyTreeRestore(wanted, ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True)
+            weights = reader.restore(epath.Path(self.directory) / str(step) / 'default', args=args)
+        self._check_bits(step, weights, {name: value for name, value in custom['sums'].items() if name.split('/')[0] in wanted})
+        return weights
+
+    def _metadata(self, step: int) -> tuple[dict, dict]:
+        """(the tree of what was saved, {'sums', 'note'}) of a checkpoint."""
         metadata = self._manager.metadata(step)
         custom = metadata.custom_metadata or {}
         if 'sums' not in custom:
             raise Damaged(f'{self.directory}/{step} has lost its metadata')
         saved = metadata.item_metadata
-        check_shapes(saved.tree if hasattr(saved, 'tree') else saved, abstract_state, f'{self.directory}/{step}')
-        state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
-        sums = bit_sums(state)
-        changed = [name for name, value in custom['sums'].items() if sums.get(name) != value]
+        return saved.tree if hasattr(saved, 'tree') else saved, custom
+
+    def _check_bits(self, step: int, tree, wanted: dict[str, int]) -> None:
+        sums = bit_sums(tree)
+        changed = [name for name, value in wanted.items() if sums.get(name) != value]
         if changed:
             raise Damaged(f'{len(changed)} arrays in {self.directory}/{step} are not what was saved, for example {changed[0]}')
-        return state, custom['note']
 
     def _set_aside(self, step: int, problem: str) -> None:
         aside = epath.Path(self.directory) / f'{step}.unreadable'

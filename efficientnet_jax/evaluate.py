@@ -118,6 +118,9 @@ def restore(
     step = checkpoints.best_step() if best else (checkpoints.steps() or [None])[-1]
     if step is None:
         raise ValueError(f'workdir={workdir} has no complete checkpoint; train there first, or give the --workdir of a training run.')
-    state, _ = checkpoints.restore(step, exp.abstract_state())
+    # Weights alone: the optimizer's state depends on settings that this mode does not need to repeat, such as frozen layers.
+    abstract = exp.abstract_state()
+    weights = checkpoints.restore_weights(step, {'params': abstract.params, 'batch_stats': abstract.batch_stats})
     checkpoints.close()
+    state = TrainState(step=step, params=weights['params'], batch_stats=weights['batch_stats'], opt_state=None, ema=weights.get('ema'))
     return exp, state, step

@@ -141,6 +141,34 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, 
     assert Checkpoints(str(tmp_path)).restore_latest(abstract(state()))[1] == 2
 
 
+def test_weights_are_restored_without_the_optimizer(tmp_path):
+    whole = state() | {'opt_state': (jnp.zeros(3), {'trace': jnp.ones(2)})}
+    whole['ema'] = {name: jax.tree.map(lambda x: x + 1, whole[name]) for name in ('params', 'batch_stats')}
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(1, whole)
+    checkpoints.close()
+    weights = {name: whole[name] for name in ('params', 'batch_stats', 'ema')}
+    reader = Checkpoints(str(tmp_path), read_only=True)
+    for wanted in (None, abstract({name: whole[name] for name in ('params', 'batch_stats')})):
+        restored = reader.restore_weights(1, wanted)
+        assert restored.keys() == weights.keys() and same(restored, weights)
+    with pytest.raises(ShapeMismatch, match=r'1 unused: batch_stats/mean'):
+        reader.restore_weights(1, {'params': abstract(whole['params'])})
+
+
+def test_weights_without_averages(tmp_path):
+    saved(tmp_path, [1])
+    restored = Checkpoints(str(tmp_path), read_only=True).restore_weights(1)
+    assert restored.keys() == {'params', 'batch_stats'} and same(restored, {name: state(1)[name] for name in restored})
+
+
+def test_changed_weights_are_not_returned(tmp_path):
+    saved(tmp_path, [1])
+    flip_a_bit(tmp_path / '1')
+    with pytest.raises((Damaged, ValueError)):
+        Checkpoints(str(tmp_path)).restore_weights(1)
+
+
 def test_every_checkpoint_damaged_is_an_error_and_not_a_new_start(tmp_path, warnings_seen):
     saved(tmp_path, [1, 2])
     truncate(tmp_path / '1')

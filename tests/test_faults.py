@@ -19,6 +19,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from benchmarks.chaos import WALL_CLOCK, chaos, differences
 from efficientnet_jax import evaluate, experiment, hosts, report, train
 from efficientnet_jax.checkpoint import ShapeMismatch
+from efficientnet_jax.checkpoint import bit_sums as state_bits
 from tests import tiny
 
 pytestmark = [
@@ -250,7 +251,14 @@ def test_another_number_of_classes_is_an_error_with_the_numbers(whole):
 
 def test_evaluation_restores_what_training_scored(whole):
     _, state, step = evaluate.restore(config(), str(whole), num_classes=10)
-    assert step == 12 and int(state.step) == 12
+    assert step == 12 and int(state.step) == 12 and state.ema is not None
+
+
+def test_evaluation_does_not_need_the_settings_of_the_optimizer(whole):
+    _, state, _ = evaluate.restore(config(), str(whole), num_classes=10)
+    _, other, _ = evaluate.restore(config(optimizer='adamw', ema_decay=None), str(whole), num_classes=10)
+    assert state_bits(state.variables()) == state_bits(other.variables())
+    assert state_bits(state.variables(ema=True)) == state_bits(other.variables(ema=True)) != state_bits(state.variables())
 
 
 def start_cluster(workdir, logs, *flags, processes=2, devices=2):

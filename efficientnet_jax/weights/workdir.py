@@ -36,8 +36,6 @@ def arrays(path: str) -> tuple[dict[str, np.ndarray], str]:
 
     The moving average where there is one. Raises ValueError without a complete checkpoint, checkpoint.Damaged when its bits changed.
     """
-    import orbax.checkpoint as ocp
-
     path = os.path.abspath(path)
     inside = os.path.isdir(os.path.join(path, 'checkpoints'))
     directory = os.path.join(path, 'checkpoints') if inside else os.path.dirname(path)
@@ -45,14 +43,10 @@ def arrays(path: str) -> tuple[dict[str, np.ndarray], str]:
     step = checkpoints.best_step() if inside else int(os.path.basename(path))
     if step is None:
         raise ValueError(f'{path} has no complete checkpoint yet; train on, or name another workdir.')
-    checkpointer = ocp.StandardCheckpointer()
-    saved = checkpointer.metadata(os.path.join(directory, str(step), 'default')).item_metadata
-    checkpointer.close()
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), saved.tree)
-    state, _ = checkpoints.restore(step, abstract)
+    saved = checkpoints.restore_weights(step)
     checkpoints.close()
-    chosen = state.get('ema') or {name: state[name] for name in ('params', 'batch_stats')}
+    chosen = saved.get('ema', saved)
+    chosen = {name: chosen[name] for name in ('params', 'batch_stats')}
     leaves = jax.tree_util.tree_flatten_with_path(chosen)[0]
     return {'/'.join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}, os.path.dirname(directory)
 
