@@ -48,6 +48,31 @@ def evolve(space, evaluate, candidates, knobs):
     return list(seen.values())
 
 
+def train_alone(space, candidate, steps, folder):
+    """Top-1 of the moving average of a candidate that is trained by itself."""
+    config = setting()
+    config.steps, config.stages = steps, space.rows(candidate)
+    top1 = train(config, f'{folder}/{spaces.candidate_hash(candidate)}')['metrics']['eval_ema']['top1']
+    print(spaces.candidate_hash(candidate), top1, flush=True)
+    return top1
+
+
+def comparison(rows, macs):
+    """Lines of the record: rows of (candidate, top-1 in the supernet, top-1 alone), the first chosen by the supernet."""
+    drawn = rows[1:]  # the first one's choice would bias a correlation with the supernet's score
+    alone = [row[2] for row in drawn]
+    shared, p_shared, _ = spearman([row[1] for row in drawn], alone)
+    counted, p_counted, _ = spearman([macs(row[0]) for row in drawn], alone)
+    return [
+        '| candidate | multiply-adds | supernet | alone |',
+        '| --- | --- | --- | --- |',
+        *(f'| {spaces.candidate_hash(c)} | {macs(c) / 1e6:.2f} M | {shared:.2%} | {own:.2%} |' for c, shared, own in rows),
+        '',
+        f'Spearman correlation with the accuracy alone over the {len(drawn)} random candidates: supernet {shared:.2f} (p = {p_shared:.2f}), multiply-adds '
+        f'{counted:.2f} (p = {p_counted:.2f}); two-sided, exact over permutations.',
+    ]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--steps', type=int, default=1500)
@@ -99,19 +124,11 @@ def main():
         best = max(seen, key=lambda one: one.reward).candidate
         one_program = evaluator.evaluate._cache_size()
 
-        rows = []
         began = time.monotonic()
-        for candidate in [best, *random_ones[: arguments.compared - 1]]:
-            alone = setting()
-            alone.steps, alone.stages = arguments.alone_steps, space.rows(candidate)
-            result = train(alone, f'{folder}/{spaces.candidate_hash(candidate)}')
-            rows.append((candidate, top1(candidate), result['metrics']['eval_ema']['top1']))
-            print(rows[-1], flush=True)
+        compared = [best, *random_ones[: arguments.compared - 1]]
+        alone = [train_alone(space, candidate, arguments.alone_steps, folder) for candidate in compared]
         alone_seconds = time.monotonic() - began
-    drawn = rows[1:]  # the first was chosen by the supernet's own score, which would bias a correlation with it
-    alone_top1 = [row[2] for row in drawn]
-    shared, p_shared, _ = spearman([row[1] for row in drawn], alone_top1)
-    counted, p_counted, _ = spearman([macs(row[0]) for row in drawn], alone_top1)
+    rows = [(candidate, top1(candidate), own) for candidate, own in zip(compared, alone, strict=True)]
     lines = [
         '# A supernet on digits',
         '',
@@ -128,12 +145,7 @@ def main():
         f'Candidates trained on their own, {arguments.alone_steps} steps each, {alone_seconds:.0f} s in all. The first is the one that evolution found, the others '
         'are the first random ones.',
         '',
-        '| candidate | multiply-adds | supernet | alone |',
-        '| --- | --- | --- | --- |',
-        *(f'| {spaces.candidate_hash(c)} | {macs(c) / 1e6:.2f} M | {shared:.2%} | {own:.2%} |' for c, shared, own in rows),
-        '',
-        f'Spearman correlation with the accuracy alone over the {len(drawn)} random candidates: supernet {shared:.2f} (p = {p_shared:.2f}), multiply-adds '
-        f'{counted:.2f} (p = {p_counted:.2f}); two-sided, exact over permutations.',
+        *comparison(rows, macs),
     ]
     text = '\n'.join(lines) + '\n'
     print(text)

@@ -109,7 +109,7 @@ def get_config() -> ConfigDict:
     config.export.check_images = 64  # on which each file is compared with the live network
     config.export.calibration_images = 200  # for the ranges of int8 activations (the TFLite guide asks for 100 to 500)
     config.export.tolerance = 1e-4  # largest difference allowed of float formats, as a part of the largest output
-    config.export.int8_same_top1 = 0.9  # share of images for which int8 must have the live network's top-1
+    config.export.int8_same_top1 = 0.9  # share of the images that the live network is clear about for which int8 must have its top-1
 
     # Scaling studies (--mode=study, configs/study.py), see efficientnet_jax/study/. Their base is the network that this config says.
     config.study = ConfigDict()

@@ -82,10 +82,12 @@ class Architecture:
 
     @property
     def stem_filters(self) -> int:
+        """Channels of the stem, rounded as the family rounds them."""
         return self.stem if self.fixed_stem_and_head else round_filters(self.stem, self.width, self.divisor)
 
     @property
     def head_filters(self) -> int | None:
+        """Channels of the convolution before the pooling, rounded likewise; None where there is none."""
         if self.head is None or self.fixed_stem_and_head:
             return self.head
         return round_filters(self.head, self.width, self.divisor)

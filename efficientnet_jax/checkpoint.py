@@ -75,6 +75,7 @@ class Checkpoints:
             raise self._failed(step, error) from error
 
     def close(self) -> None:
+        """Waits for what is being written, then releases the directory. Raises OSError as `wait` does."""
         self.wait()
         self._manager.close()
 

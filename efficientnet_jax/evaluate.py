@@ -14,10 +14,13 @@ from efficientnet_jax.checkpoint import Checkpoints
 from efficientnet_jax.data import pipeline, sources
 from efficientnet_jax.experiment import Experiment, as_dict, experiment
 from efficientnet_jax.mesh import put, replicated
+from efficientnet_jax.progress import Progress
 from efficientnet_jax.state import TrainState
 from efficientnet_jax.step import examples_step
 from efficientnet_jax.weights.start import Start
 from efficientnet_jax.weights.start import start as starting
+
+TELL_SECONDS = 5  # between the lines that say how far an evaluation is
 
 
 def evaluate_state(
@@ -32,18 +35,29 @@ def evaluate_state(
 
 
 def outputs_of(
-    eval_fn, state: TrainState, source: sources.Source, exp: Experiment, batch_size: int, max_corrupt: int = 0
+    eval_fn,
+    state: TrainState,
+    source: sources.Source,
+    exp: Experiment,
+    batch_size: int,
+    max_corrupt: int = 0,
+    progress: Progress | None = None,
 ) -> dict[str, list]:
-    """{'eval': what eval_fn gives for each batch of the source, on the host, 'eval_ema': likewise}."""
+    """{'eval': what eval_fn gives for each batch of the source, on the host, 'eval_ema': likewise}. progress: told of batches as of steps."""
     variables = {'eval': state.variables()}
     if state.ema is not None:
         variables['eval_ema'] = jax.device_put(state.variables(ema=True), replicated(exp.mesh))  # mesh.shard_state may have split it
     outputs: dict[str, list] = {split: [] for split in variables}
     hosts = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
     batches = pipeline.eval_batches(source, batch_size=batch_size, preprocess=exp.preprocess, max_corrupt=max_corrupt, **hosts)
-    for batch in pipeline.prefetch(batches, functools.partial(put, exp.mesh)):
+    told = time.monotonic()
+    for done, batch in enumerate(pipeline.prefetch(batches, functools.partial(put, exp.mesh)), start=1):
         for split, weights in variables.items():
             outputs[split].append(eval_fn(weights, batch))
+        if progress is not None and time.monotonic() - told >= TELL_SECONDS:
+            jax.block_until_ready(outputs)  # what is told is done, not queued
+            progress.show(done)
+            told = time.monotonic()
     return jax.device_get(outputs)
 
 
@@ -67,7 +81,9 @@ def evaluate(config, workdir: str) -> dict:
     if jax.process_index() == 0:
         os.makedirs(workdir, exist_ok=True)  # with init_from it may be new
     eval_fn = jax.jit(functools.partial(examples_step, exp.module, exp.recipe), out_shardings=replicated(exp.mesh))
-    outputs = outputs_of(eval_fn, state, source, exp, config.eval_batch_size, config.max_corrupt)
+    with Progress(workdir, total_steps=-(-len(source) // config.eval_batch_size)) as progress:
+        progress.doing(f'Evaluating step {step} on {len(source)} images of {source.name}.')
+        outputs = outputs_of(eval_fn, state, source, exp, config.eval_batch_size, config.max_corrupt, progress)
     scores = {split: means([sums for sums, _ in parts]) for split, parts in outputs.items()}
     split = 'eval_ema' if 'eval_ema' in outputs else 'eval'
     examples = {name: np.concatenate([part[name] for _, part in outputs[split]])[: len(source)] for name in outputs[split][0][1]}
@@ -79,7 +95,7 @@ def evaluate(config, workdir: str) -> dict:
             print(f'{split}: top-1 {score["top1"]:.2%}, top-5 {score["top5"]:.2%}, loss {score["loss"]:.4f} over {score["count"]} images')
         print(mistakes.lines(confused))
         mistakes.write(workdir, confused, examples, source, exp.preprocess)
-        report_page.leave(workdir, result)
+        report_page.leave(workdir, result, as_dict(config))
     return result
 
 

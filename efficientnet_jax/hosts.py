@@ -105,6 +105,7 @@ class StopNotice:
         return self._asked
 
     def close(self) -> None:
+        """Gives SIGTERM back to whoever had it."""
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
             self._before = None

@@ -27,6 +27,7 @@ class Counts(NamedTuple):
         return Counts(self.macs + other.macs, self.activations + other.activations)
 
     def times(self, factor: int) -> Counts:
+        """Of a computation that runs `factor` times."""
         return Counts(self.macs * factor, self.activations * factor)
 
 

@@ -113,4 +113,5 @@ def new_figure(panels: int):
 
 
 def save(figure, path: str) -> None:
+    """Writes a picture at the resolution that all have."""
     figure.savefig(path, dpi=110)

@@ -98,6 +98,7 @@ class Meter:
         self._since, self._steps = time.monotonic(), 0
 
     def step(self) -> None:
+        """Counts one update."""
         self._steps += 1
 
     def read(self, waited: float) -> dict[str, float]:

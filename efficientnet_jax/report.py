@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
 
@@ -20,9 +22,9 @@ RUNTIME_KNOBS = (
 )  # fmt: skip
 
 
-# Knobs that change what a trained network computes, or whether its checkpoint can be read; the other preprocessing is the run's own
+# Knobs that change what a trained network computes; the other preprocessing is the run's own
 # (model.json), and so is one of these that is None here.
-NETWORK_KNOBS = ('model', 'depth', 'width', 'stages', 'resolution', 'eval_crop_fraction', 'dtype', 'dataset', 'optimizer', 'ema_decay')
+NETWORK_KNOBS = ('model', 'depth', 'width', 'stages', 'resolution', 'eval_crop_fraction', 'dtype', 'dataset')
 OWN_WHEN_NONE = ('resolution', 'eval_crop_fraction')
 
 
@@ -104,11 +106,13 @@ def warn_of_differences(workdir: str, config: dict) -> None:
 
 
 def read_text(path: str) -> str:
+    """The content of a text file."""
     with open(path) as f:
         return f.read()
 
 
 def read_json(path: str):
+    """The value in a JSON file."""
     with open(path) as f:
         return json.load(f)
 
@@ -119,6 +123,17 @@ def write_text(path: str, text: str) -> None:
     with open(partial, 'w', encoding='utf-8') as f:
         f.write(text)
     os.replace(partial, path)
+
+
+def csv_text(rows: list[dict[str, Any]], columns: list[str] | None = None) -> str:
+    """CSV of some columns, None: of the first row's. Nothing for no rows."""
+    if not rows:
+        return ''
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns or list(rows[0]), extrasaction='ignore', lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def write_json(path: str, value) -> None:
@@ -147,6 +162,7 @@ class MetricWriter:
         self._tensorboard = metric_writers.create_default_writer(os.path.join(workdir, 'tensorboard'), asynchronous=False)
 
     def write(self, step: int, split: str, **metrics: float) -> None:
+        """One line {'step', 'split', **metrics}, and the same scalars for TensorBoard."""
         if self._file is None:
             return
         self._file.write(json.dumps({'step': step, 'split': split, **metrics}) + '\n')
@@ -158,6 +174,7 @@ class MetricWriter:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Closes both files; nothing can be written any more."""
         if self._file is not None:
             self._file.close()
             self._tensorboard.close()

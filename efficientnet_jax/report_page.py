@@ -6,6 +6,7 @@ import base64
 import csv
 import glob
 import html
+import json
 import os
 from typing import Any
 
@@ -42,18 +43,20 @@ th, td { text-align: left; padding: 0.15rem 1.2rem 0.15rem 0; border-bottom: 1px
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def leave(workdir: str, result: dict[str, Any]) -> None:
-    """How a run ends: result.json, results.json with the last result of each mode, and report.html. Process 0 alone calls it."""
+def leave(workdir: str, result: dict[str, Any], settings: dict[str, Any]) -> None:
+    """How a run ends: result.json, results.json and configs.json with the last of each mode, and report.html. Process 0 alone calls it."""
     results = results_of(workdir) | {result['mode']: result}
     report.write_json(os.path.join(workdir, 'result.json'), result)
     report.write_json(os.path.join(workdir, 'results.json'), results)
+    report.write_json(os.path.join(workdir, 'configs.json'), (_json(workdir, 'configs.json') or {}) | {result['mode']: settings})
     write(workdir)
 
 
 def write(workdir: str) -> None:
     """Writes WORKDIR/report.html from the files that are there; process 0 alone calls it. Raises OSError when it cannot be written."""
     results = results_of(workdir)
-    config = _json(workdir, 'config.json') or (_json(workdir, 'plan.json') or {}).get('config', {})
+    configs = configs_of(workdir)
+    config = next(iter(configs.values()), {})
     name = os.path.basename(os.path.abspath(workdir))
     title = f'{config["model"]}, {config["dataset"]}' if config else name
     body = [f'<h1>{escape(title)}</h1>', f'<p class="note">{escape(os.path.abspath(workdir))}</p>']
@@ -71,7 +74,7 @@ def write(workdir: str) -> None:
         pictures = sorted(glob.glob(os.path.join(workdir, folder, '*.png')))
         tables = sorted(glob.glob(os.path.join(workdir, folder, '*.csv')))
         body += section(heading, *[picture(path, os.path.basename(path)) for path in pictures], *map(csv_table, tables))
-    body += section('Config', folded('All knobs', table([{'knob': k, 'value': _short(v)} for k, v in report.flatten(config).items()])))
+    body += section('Config', *[folded(f'All knobs: {names}', knobs(config)) for names, config in configs.items()])
     body += section('Environment', environment(results))
     page = [
         '<!doctype html>', '<html lang="en">', '<head>', '<meta charset="utf-8">', f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
@@ -85,6 +88,21 @@ def results_of(workdir: str) -> dict[str, dict[str, Any]]:
     """{mode: its last result} of the modes that ran in a workdir."""
     results, last = _json(workdir, 'results.json') or {}, _json(workdir, 'result.json')
     return results | ({last['mode']: last} if last else {})
+
+
+def configs_of(workdir: str) -> dict[str, dict[str, Any]]:
+    """{names of modes: the config that they ran with}, the training run's first."""
+    train, plan = _json(workdir, 'config.json'), _json(workdir, 'plan.json')
+    found = ({'train': train} if train else {}) | ({'plan': plan['config']} if plan else {}) | (_json(workdir, 'configs.json') or {})
+    shared: dict[str, list[str]] = {}
+    for mode, config in found.items():
+        shared.setdefault(json.dumps(config, sort_keys=True), []).append(mode)
+    return {', '.join(modes): found[modes[0]] for modes in shared.values()}
+
+
+def knobs(config: dict[str, Any]) -> str:
+    """A line a knob."""
+    return table([{'knob': name, 'value': _short(value)} for name, value in report.flatten(config).items()])
 
 
 def result_row(result: dict[str, Any]) -> dict[str, Any]:
@@ -104,12 +122,14 @@ def evaluations(workdir: str) -> str:
 
 
 def first_step(result: dict[str, Any]) -> str:
+    """How long it took to the first step, and where the time went; nothing where it is not known."""
     parts = result.get('seconds_to_first_step', {})
     shown = ', '.join(f'{name} {seconds:.1f} s' for name, seconds in parts.items())
     return f'<p>First step after {sum(parts.values()):.1f} s: {escape(shown)}.</p>' if parts else ''
 
 
 def confused(found: dict[str, Any] | None) -> str:
+    """A table of evaluate's most confused pairs (confused.json), or nothing."""
     if not found:
         return ''
     rows = [
@@ -120,6 +140,7 @@ def confused(found: dict[str, Any] | None) -> str:
 
 
 def planned(found: dict[str, Any] | None) -> str:
+    """A row of plan.json's figures and its advice, or nothing."""
     if not found:
         return ''
     gib = {name: f'{value / 2**30:.2f} GiB' for name, value in found['bytes'].items()}
@@ -138,6 +159,7 @@ def planned(found: dict[str, Any] | None) -> str:
 
 
 def environment(results: dict[str, dict[str, Any]]) -> str:
+    """Device and versions of each mode that has run."""
     rows = []
     for mode, result in results.items():
         rows += [{'mode': mode, 'device': result['device'], 'processes': result['processes'], **result['versions']}]
@@ -170,6 +192,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def csv_table(path: str) -> str:
+    """The first TABLE_ROWS rows of a CSV file, folded."""
     with open(path, newline='') as f:
         rows = list(csv.DictReader(f))
     more = f'<p class="note">{len(rows) - TABLE_ROWS} more rows in {escape(path)}.</p>' if len(rows) > TABLE_ROWS else ''
@@ -178,10 +201,12 @@ def csv_table(path: str) -> str:
 
 
 def folded(summary: str, content: str) -> str:
+    """Content behind a line to click on; nothing for no content."""
     return f'<details><summary>{escape(summary)}</summary>{content}</details>' if content else ''
 
 
 def escape(text) -> str:
+    """Text that HTML shows as it is."""
     return html.escape(str(text))
 
 

@@ -173,7 +173,7 @@ def train(config, workdir: str, build=experiment, evaluate=evaluate_state, began
         result |= {'seconds_to_first_step': startup.parts} if 'compile' in startup.parts else {}
         if jax.process_index() == 0:
             draw_curves(os.path.join(workdir, 'metrics.jsonl'), os.path.join(workdir, 'curves.png'), title=config.model)
-            report_page.leave(workdir, result)
+            report_page.leave(workdir, result, settings)
         progress.say(f'Done after {clock(result["seconds"])}: {workdir}/report.html shows it, result.json has the figures.')
         return result
 
@@ -203,6 +203,7 @@ def first_not_finite(window: list[dict[str, float]]) -> int | None:
 
 
 def not_finite_message(metrics: dict[str, float], step: int, checkpoints: Checkpoints, rollbacks: int) -> str:
+    """What happened at which step, and what to do."""
     good = checkpoints.steps()
     where = f'the last good checkpoint is step {good[-1]} in {checkpoints.directory}' if good else 'there is no checkpoint yet'
     tried = f' after nan_rollbacks={rollbacks}' if rollbacks else ', or set nan_rollbacks to skip such batches'

@@ -61,7 +61,7 @@ def test_samples_are_the_same_each_time_and_mistakes_the_surest_first():
 
 
 @pytest.mark.slow
-def test_what_is_left_and_what_is_said(tmp_path, data_dir, capsys):
+def test_what_is_left_and_what_is_said(tmp_path, data_dir, capsys, monkeypatch):
     config = tiny.get_config()
     config.data_dir, config.steps = data_dir, 2
     workdir = str(tmp_path)
@@ -85,8 +85,16 @@ def test_what_is_left_and_what_is_said(tmp_path, data_dir, capsys):
     capsys.readouterr()
     config.dtype, config.log_every_steps = 'bfloat16', 7  # the second changes nothing
     config.resolution = None  # nor does this: the run's own is taken
-    evaluate(config, workdir)
-    assert capsys.readouterr().err == f"Warning: {workdir} was trained with another config: dtype='bfloat16' here, 'float32' there.\n"
+    config.eval_batch_size = 99
+    monkeypatch.setattr('efficientnet_jax.evaluate.TELL_SECONDS', 0)
+    assert evaluate(config, workdir)['metrics']['eval']['count'] == 297
+    warning, doing, *steps = capsys.readouterr().err.splitlines()
+    assert warning == f"Warning: {workdir} was trained with another config: dtype='bfloat16' here, 'float32' there."
+    assert doing.startswith('Evaluating step 2 on 297 images of digits') and [line[:8] for line in steps] == [
+        'step 1/3',
+        'step 2/3',
+        'step 3/3',
+    ]
 
 
 def test_a_warning_names_each_knob_that_matters(tmp_path, capsys):

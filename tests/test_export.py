@@ -1,5 +1,6 @@
 """Exported files against the live network, each in its own runtime, and what export refuses."""
 
+import functools
 import json
 import pathlib
 
@@ -10,7 +11,8 @@ import pytest
 
 from efficientnet_jax import architectures, models, weights
 from efficientnet_jax.data.preprocess import LITE, Preprocess
-from efficientnet_jax.export import FORMATS, Differs, compare, export, spread
+from efficientnet_jax.export import FORMATS, Differs, export, spread
+from efficientnet_jax.export import compare as compare_with
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings('ignore::ResourceWarning', 'ignore::DeprecationWarning')
@@ -88,12 +90,27 @@ def test_a_difference_ends_the_run_with_its_figures(config_of, tmp_path):
 
 def test_limits():
     knobs, live = tiny.get_config().export, np.eye(4, dtype=np.float32) * 8
-    assert compare(live, live, knobs, quantised=False) == {'max_difference': 0, 'mean_difference': 0, 'same_top1': 1, 'beyond': []}
+    compare = functools.partial(compare_with, probabilities=False)
+    nothing = {'max_difference': 0, 'mean_difference': 0, 'same_top1': 1, 'same_clear_top1': 1, 'clear': 4, 'beyond': []}
+    assert compare(live, live, knobs, quantised=False) == nothing
     off = live + np.float32([0, 0, 0, 0.8])
     assert compare(live, off, knobs, quantised=False)['max_difference'] == pytest.approx(0.1)
     assert compare(live, off, knobs, quantised=False)['beyond'] and not compare(live, off, knobs, quantised=True)['beyond']
     assert 'same top-1 for 75.0%' in compare(live, live[[0, 1, 2, 0]], knobs, quantised=True)['beyond'][0]
     assert compare(live, live * np.nan, knobs, quantised=False)['beyond']
+
+
+@pytest.mark.parametrize('probabilities', [False, True], ids=['logits', 'probabilities'])
+def test_int8_may_change_what_the_network_is_not_clear_about(probabilities):
+    shares = np.float32([[0.6, 0.3, 0.1], [0.44, 0.45, 0.11], [0.2, 0.1, 0.7]])
+    other = np.float32([[0.6, 0.3, 0.1], [0.46, 0.43, 0.11], [0.2, 0.1, 0.7]])
+    live, other = (shares, other) if probabilities else (np.log(shares), np.log(other))
+    knobs = tiny.get_config().export
+    figures = compare_with(live, other, knobs, probabilities, quantised=True)
+    assert (figures['same_clear_top1'], figures['clear'], figures['beyond']) == (1, 2, [])
+    assert figures['same_top1'] == pytest.approx(2 / 3)
+    unclear = compare_with(live[1:2], other[1:2], knobs, probabilities, quantised=True)  # then all are looked at
+    assert (unclear['same_clear_top1'], unclear['clear'], len(unclear['beyond'])) == (0, 0, 1)
 
 
 def test_images_are_spread_over_a_split():

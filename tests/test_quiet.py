@@ -52,7 +52,7 @@ def test_train_and_evaluate_say_nothing_but_their_own(tmp_path):
     env = {**os.environ, 'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT)}
     env.pop('TF_CPP_MIN_LOG_LEVEL')  # conftest sets it
     ours = r'Compiling the train step|First step after|step \d+[/:]|Done after'
-    for mode, expected in (('train', ours), ('evaluate', 'nothing')):
+    for mode, expected in (('train', ours), ('evaluate', 'Evaluating step')):
         command = [sys.executable, 'main.py', '--config=tests/tiny.py', f'--workdir={tmp_path}', f'--mode={mode}', '--config.steps=8']
         finished = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
         assert finished.returncode == 0, finished.stderr

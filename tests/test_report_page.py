@@ -46,10 +46,11 @@ def test_an_empty_workdir_has_a_page(tmp_path):
 def test_every_mode_that_ran_is_on_it_and_nothing_is_fetched_or_run(tmp_path):
     scores = {'loss': 1.0, 'top1': 0.5, 'top5': 0.75, 'count': 8}
     report.write_json(str(tmp_path / 'config.json'), {'model': '<b>', 'dataset': 'folder:a&b', 'augment': {'crop': 'pad'}, 'width': 1.1})
-    report_page.leave(
-        str(tmp_path), result('train', eval=scores, eval_ema=scores) | {'seconds_to_first_step': {'imports': 2.0, 'compile': 3.5}}
-    )
-    report_page.leave(str(tmp_path), result('evaluate', eval=scores | {'top1': 0.625}))
+    trained = result('train', eval=scores, eval_ema=scores) | {'seconds_to_first_step': {'imports': 2.0, 'compile': 3.5}}
+    settings = report.read_json(str(tmp_path / 'config.json'))
+    report_page.leave(str(tmp_path), trained, settings)
+    report_page.leave(str(tmp_path), result('evaluate', eval=scores | {'top1': 0.625}), settings)
+    report_page.leave(str(tmp_path), result('search', action='status'), settings | {'search': {'strategy': 'ppo'}})
     report.write_json(str(tmp_path / 'result.json'), result('study', kind='grid'))  # by a mode that keeps none of the others
     (tmp_path / 'study').mkdir()
     (tmp_path / 'study' / 'grid.csv').write_text('network,macs,top1\nb<0>,399398560,0.98765432\n' + 'x,1,\n' * 60)
@@ -66,6 +67,9 @@ def test_every_mode_that_ran_is_on_it_and_nothing_is_fetched_or_run(tmp_path):
         '<td>1:01</td>',
         'First step after 5.5 s: imports 2.0 s, compile 3.5 s',
         '<td>augment.crop</td><td>pad</td>',
+        'All knobs: train, evaluate',
+        'All knobs: search',
+        '<td>search.strategy</td><td>ppo</td>',
     ):
         assert text in page
     for text in ('<td>b&lt;0&gt;</td><td>399398560</td><td>0.987654</td>', '11 more rows in'):

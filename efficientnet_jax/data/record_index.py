@@ -31,6 +31,7 @@ class Records:
         return len(self._shard)
 
     def read(self, i):
+        """The bytes of record i, an encoded tf.train.Example. Raises OSError where the file has become shorter."""
         path, offset, length = self._paths[self._shard[i]], int(self._offset[i]), int(self._length[i])
         with open_file(path) as f:
             f.seek(offset)
@@ -40,9 +41,11 @@ class Records:
         return record
 
     def describe(self, i):
+        """File and byte of record i, for error messages."""
         return f'{self._paths[self._shard[i]]} byte {int(self._offset[i]):,}'
 
     def total_bytes(self):
+        """Bytes of all records, as config.cache would hold them."""
         return int(self._length.sum())
 
 

@@ -19,6 +19,7 @@ def largest(space: Space) -> Candidate:
 
 
 def smallest(space: Space) -> Candidate:
+    """The candidate with the smallest value of every size."""
     return space.choose(lambda name, values: min(values) if name.endswith(SIZES) else values[-1])
 
 

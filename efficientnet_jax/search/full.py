@@ -77,6 +77,7 @@ def proxy_check(config, workdir: str, found: Setting, candidates: list[Candidate
 
 
 def worded(rank: Rank) -> str:
+    """A rank correlation in words, or why there is none."""
     if rank.correlation is None:
         return f'no rank correlation from {rank.n} networks of {"equal accuracy" if rank.n > 2 else "which three are needed"}'
     return f'Spearman correlation {rank.correlation:.2f} (p = {rank.p:.2f}, {rank.n} networks)'

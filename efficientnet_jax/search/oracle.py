@@ -30,12 +30,15 @@ class Oracle:
         self._resolution, self._num_classes = resolution, num_classes
 
     def accuracy(self, candidate: Candidate) -> float:
+        """In (0, 1), without any training: it is made of random effects of the choices, of pairs of them and of capacity."""
         return _accuracy(sum(utility for utility, _ in self._stages(candidate)))
 
     def macs(self, candidate: Candidate) -> int:
+        """Multiply-adds of an image, counted."""
         return counted('macs', self.space.decode(candidate), self._resolution, self._num_classes)
 
     def reward(self, candidate: Candidate) -> float:
+        """What a strategy is told: the objective of accuracy and multiply-adds."""
         return self.objective(self.accuracy(candidate), self.macs(candidate))
 
     def optimum(self) -> tuple[Candidate, float]:

@@ -5,13 +5,12 @@ Workers that share a workdir write the same files; each is written whole under a
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import textwrap
 from typing import Any
 
+from efficientnet_jax import report
 from efficientnet_jax.experiment import as_dict
 from efficientnet_jax.report import RUNTIME_KNOBS, flatten
 from efficientnet_jax.search import plots
@@ -25,7 +24,8 @@ FRONT = ('hash', 'arm', 'slot', 'cost', 'accuracy', 'reward')
 
 def write_trials(folder: str, records: list[Record]) -> None:
     """One line a slot."""
-    _write(os.path.join(folder, 'trials.jsonl'), ''.join(json.dumps(record) + '\n' for record in records))
+    os.makedirs(folder, exist_ok=True)
+    report.write_text(os.path.join(folder, 'trials.jsonl'), ''.join(json.dumps(record) + '\n' for record in records))
 
 
 def write(folder: str, config, found: Setting, records: list[Record]) -> dict[str, Any]:
@@ -34,8 +34,8 @@ def write(folder: str, config, found: Setting, records: list[Record]) -> dict[st
     best = best_ones(records)
     front = pareto_front(best, lambda one: one['cost'], lambda one: one['accuracy'])
     rows = [{name: one[name] for name in FRONT} for one in front]
-    _write(os.path.join(folder, 'front.csv'), as_csv(rows))
-    _write(
+    report.write_text(os.path.join(folder, 'front.csv'), report.csv_text(rows))
+    report.write_text(
         os.path.join(folder, 'front.json'),
         json.dumps([row | {'candidate': one['candidate']} for row, one in zip(rows, front, strict=True)]),
     )
@@ -102,7 +102,8 @@ def write_winner(folder: str, config, found: Setting, one: Record, how: str) -> 
             '    return config',
         ]
     )
-    _write(os.path.join(folder, 'winner.py'), text + '\n')
+    os.makedirs(folder, exist_ok=True)
+    report.write_text(os.path.join(folder, 'winner.py'), text + '\n')
 
 
 # Knobs that do not decide a result but are set for a data set.
@@ -149,24 +150,8 @@ def table(headings: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
 
 def write_table(folder: str, name: str, text: str, content: dict[str, Any]) -> dict[str, Any]:
     """NAME.md, NAME.csv and NAME.json; the content without its rows, for result.json."""
-    _write(os.path.join(folder, f'{name}.md'), text)
-    _write(os.path.join(folder, f'{name}.csv'), as_csv(content['rows']))
-    _write(os.path.join(folder, f'{name}.json'), json.dumps(content, indent=2))
+    os.makedirs(folder, exist_ok=True)
+    report.write_text(os.path.join(folder, f'{name}.md'), text)
+    report.write_text(os.path.join(folder, f'{name}.csv'), report.csv_text(content['rows']))
+    report.write_text(os.path.join(folder, f'{name}.json'), json.dumps(content, indent=2))
     return {key: value for key, value in content.items() if key != 'rows'}
-
-
-def as_csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
-    return text.getvalue()
-
-
-def _write(path: str, text: str) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    partial = f'{path}.{os.getpid()}.partial'
-    with open(partial, 'w') as file:
-        file.write(text)
-    os.replace(partial, path)

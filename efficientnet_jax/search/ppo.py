@@ -109,6 +109,7 @@ class Ppo:
         self._round, self._tokens = 0, self._draw(0)
 
     def propose(self, slot, seen) -> Candidate | None:
+        """The candidate of a slot, drawn from the policy after all whole batches before it; None while one of them is not complete."""
         batch = self._knobs.ppo_batch
         rounds, place = divmod(slot, batch)
         if any(s not in seen for s in range(rounds * batch)):

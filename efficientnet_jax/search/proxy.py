@@ -31,6 +31,8 @@ RESULT = 'evaluation.json'
 
 
 class HaltedAtRung(Exception):
+    """A candidate that was stopped early at `step` with the `accuracy` it had there."""
+
     def __init__(self, step: int, accuracy: float):
         super().__init__(f'stopped at step {step}')
         self.step, self.accuracy = step, accuracy
@@ -182,6 +184,7 @@ class Ahead:
         self._thread: threading.Thread | None = None
 
     def start(self, candidate: Candidate) -> None:
+        """Begins to compile; returns at once."""
         one = proxy_config(self._config, self._space, candidate)
 
         def compile():

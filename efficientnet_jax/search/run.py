@@ -38,7 +38,7 @@ def search(config, workdir: str) -> dict[str, Any]:
         raise ValueError(f'search.action={config.search.action!r} must be one of {", ".join(actions)}.')
     facts = actions[config.search.action](config, workdir, setting(config, workdir))
     result = report.result('search', as_dict(config), 0, {'action': config.search.action, **facts}, 0, time.monotonic() - began)
-    hosts.on_first(lambda: report_page.leave(workdir, result))
+    hosts.on_first(lambda: report_page.leave(workdir, result, as_dict(config)))
     return result
 
 
@@ -95,6 +95,7 @@ def proxy_check(config, workdir: str, found: Setting) -> dict[str, Any]:
 
 
 def compiles_ahead(config) -> bool:
+    """Whether the next candidate is compiled while this one trains: only where candidates are trained."""
     return config.search.compile_ahead and config.search.evaluation == 'train'
 
 
@@ -105,6 +106,7 @@ def arms(config, found: Setting) -> dict[str, strategies.Strategy]:
 
 
 def slots_of(config, found: Setting, queue: trials.Queue, **options) -> Slots:
+    """The slots of both arms on a queue."""
     return Slots(queue, found.space, arms(config, found), config.search.trials, found.cost, **options)
 
 

@@ -26,6 +26,8 @@ RUNTIME = (
 
 
 class Setting(NamedTuple):
+    """What a search needs beside its config."""
+
     space: Space  # with the stem, head, width and depth of the config
     objective: Objective
     cost: Callable[[Candidate], float] | None  # for process 0; None: it is measured when a candidate is trained
@@ -60,6 +62,7 @@ def setting(config, workdir: str) -> Setting:
 
 
 def space_of(config) -> Space:
+    """The space of config.search with its `ops`, at the width and depth of the config. Raises ValueError for unknown ops."""
     space, ops = spaces.get(config.search.space), tuple(config.search.ops)
     unknown = [op for op in ops if op not in space.ops]
     if unknown or not ops:

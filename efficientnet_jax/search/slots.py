@@ -50,9 +50,11 @@ class Slots:
         return self._claim
 
     def reap(self) -> list[str]:
+        """Frees what workers that are gone had claimed; returns the keys."""
         return self._queue.reap()
 
     def finished(self) -> bool:
+        """Whether every slot of every arm is complete or failed."""
         points = self._look()
         return len(points) == self._count * len(self._arms) and all(point['state'] in ('complete', 'failed') for point in points.values())
 
@@ -175,8 +177,10 @@ def _result(point: dict[str, Any]) -> dict[str, Any]:
 
 
 def key_of(arm: str, slot: int) -> str:
+    """The queue's key of a slot; keys sort by slot."""
     return f'{arm}_{slot:05d}'
 
 
 def say(text: str) -> None:
+    """A line for the terminal, beside what the mode prints as its result."""
     print(text, file=sys.stderr, flush=True)

@@ -23,7 +23,10 @@ class Seen(NamedTuple):
 
 
 class Strategy(Protocol):
-    def propose(self, slot: int, seen: Mapping[int, Seen]) -> Candidate | None: ...
+    """Proposes a candidate for a slot as a function of the seed and of what is seen, so that a killed search goes on with the same ones."""
+
+    def propose(self, slot: int, seen: Mapping[int, Seen]) -> Candidate | None:
+        """seen: {slot: what came out}. None: more slots have to be seen first."""
 
 
 class Random:
@@ -33,6 +36,7 @@ class Random:
         self._space, self._seed = space, seed
 
     def propose(self, slot, seen):
+        """A function of the slot alone."""
         return self._space.sample(random.Random(f'{self._seed} random {slot}'))
 
 
@@ -44,6 +48,7 @@ class Evolution:
         self._first = Random(space, knobs, seed)
 
     def propose(self, slot, seen):
+        """A mutation of the best of a sample, once `population` slots are random; None before any is seen."""
         if slot < self._population:
             return self._first.propose(slot, seen)
         if not seen:
@@ -67,6 +72,7 @@ class Tpe:
         self._told: set[int] = set()
 
     def propose(self, slot, seen):
+        """Told all that is seen; the sampler is seeded by the slot."""
         import optuna
 
         if slot < self._startup:
@@ -97,6 +103,7 @@ class Nsga2:
         self._generations: list[list] = []  # [(trial, candidate)]
 
     def propose(self, slot, seen):
+        """A whole generation is asked for at once; None until the one before is seen."""
         generation, place = divmod(slot, self._population)
         if any(s not in seen for s in range(generation * self._population)):
             return None

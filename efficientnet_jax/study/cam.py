@@ -46,7 +46,7 @@ def cam(config, workdir: str) -> dict[str, Any]:
     if jax.process_index() == 0:
         os.makedirs(os.path.dirname(picture), exist_ok=True)
         draw(paths, columns, picture)
-        report_page.leave(workdir, result)
+        report_page.leave(workdir, result, as_dict(config))
         print(picture)
     return result
 

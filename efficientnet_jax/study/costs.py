@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from efficientnet_jax import aot, jaxpr_count, models, report
 from efficientnet_jax.architectures import Architecture
 from efficientnet_jax.experiment import as_dict
-from efficientnet_jax.study import methods, points, rows
+from efficientnet_jax.study import methods, points
 
 COMPILES = 8  # that solving for one target in cycles may take; the interpolation takes 3 to 5
 
@@ -85,7 +85,7 @@ class Costs:
             kept = {key: compute()}
             if jax.process_index() == 0:
                 os.makedirs(os.path.dirname(self._path), exist_ok=True)
-                rows.write_text(self._path, json.dumps(self._kept() | kept, indent=2) + '\n')
+                report.write_text(self._path, json.dumps(self._kept() | kept, indent=2) + '\n')
         return kept[key]
 
     def _kept(self) -> dict[str, dict[str, Any]]:

@@ -27,6 +27,7 @@ def factors(highest: float, step: float) -> list[float]:
 
 
 def nominal_ratio(alpha: float, beta: float, gamma: float) -> float:
+    """alpha * beta^2 * gamma^2, which the paper sets to 2: multiply-adds over the base, but for rounding."""
     return alpha * beta**2 * gamma**2
 
 

@@ -54,11 +54,12 @@ def latency(config, workdir: str) -> dict[str, Any]:
     print(rows.save(folder, 'latency', table, TITLE, notes, facts), end='')
     plots.draw(table, os.path.join(folder, 'latency'), TITLE, 'latency')
     result = report.result('study', as_dict(config), 0, facts, 0, time.monotonic() - began)
-    report_page.leave(workdir, result)
+    report_page.leave(workdir, result, as_dict(config))
     return result
 
 
 def row(architecture, line: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table with seconds an image: mean, lowest and highest of the runs, beside table 4's."""
     seconds = line['seconds']
     printed = PRINTED.get(architecture.name)
     family = 'EfficientNet' if architecture.name.startswith('efficientnet_b') else 'other'

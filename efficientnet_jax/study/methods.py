@@ -27,6 +27,8 @@ LACS = (
 
 
 class Multipliers(NamedTuple):
+    """Of scaling.scale: layers, channels, pixels of a side."""
+
     depth: float
     width: float
     resolution: float
@@ -63,6 +65,8 @@ LIMIT = 16.0  # of a multiplier, scaling.scale
 
 
 class Options(NamedTuple):
+    """Of every method: see the knobs of the same names in configs/default.py."""
+
     resolution_multiple: int = 8
     max_resolution: int | None = None
     late_stages: int | None = None

@@ -42,6 +42,7 @@ class Point:
 
     @property
     def architecture(self) -> Architecture:
+        """The network, its sizes rounded."""
         pixels = round_to_multiple(self.base.resolution * self.resolution, self.resolution_multiple)
         pixels = pixels if self.max_resolution is None else min(pixels, max(self.max_resolution, self.base.resolution))
         depth = self.depth if self.late_stages is None else 1.0
@@ -74,6 +75,8 @@ def network(architecture: Architecture) -> str:
 
 
 class Counts(NamedTuple):
+    """Exact, of one image; activations are the outputs of convolutions."""
+
     params: int
     macs: int
     activations: int

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
-import tempfile
 from typing import Any
 
+from efficientnet_jax import report
 from efficientnet_jax.study import points
 from efficientnet_jax.study.points import Point
 
@@ -51,14 +49,6 @@ def columns(rows: list[dict[str, Any]]) -> list[str]:
     return [name for name in HEADINGS if any(row.get(name) not in (None, '') for row in rows)]
 
 
-def as_csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns(rows), extrasaction='ignore', lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def as_markdown(rows: list[dict[str, Any]], title: str, notes: list[str]) -> str:
     """A title, a table, and what stands below it."""
     shown = [name for name in columns(rows) if name != 'network']
@@ -93,14 +83,6 @@ def save(folder: str, name: str, rows: list[dict[str, Any]], title: str, notes: 
     os.makedirs(folder, exist_ok=True)
     markdown = as_markdown(rows, title, notes)
     content = {'title': title, 'facts': facts, 'notes': notes, 'rows': rows}
-    for suffix, text in (('csv', as_csv(rows)), ('json', json.dumps(content, indent=2) + '\n'), ('md', markdown)):
-        write_text(os.path.join(folder, f'{name}.{suffix}'), text)
+    for suffix, text in (('csv', report.csv_text(rows, columns(rows))), ('json', json.dumps(content, indent=2) + '\n'), ('md', markdown)):
+        report.write_text(os.path.join(folder, f'{name}.{suffix}'), text)
     return markdown
-
-
-def write_text(path: str, text: str) -> None:
-    """A whole file or none, also where several workers of a study write the same one at once."""
-    with tempfile.NamedTemporaryFile('w', dir=os.path.dirname(path), delete=False) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)

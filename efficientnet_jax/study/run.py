@@ -47,7 +47,7 @@ def study(config, workdir: str) -> dict[str, Any]:
         num_classes = sources.open_source(config.dataset, config.train_split, config.data_dir).num_classes
     cost = costs.Costs(config, workdir, num_classes)
     points, facts, notes = points_of(config, cost)
-    base_macs = cost.measure('macs')(base_of(config)) if kind in ('grid', 'plan') else None
+    base_macs = cost.measure('macs')(architecture_of(config)) if kind in ('grid', 'plan') else None
     if config.study.cycles:
         cost.need(point.architecture for point in points)
     table = [rows.row(point, num_classes, base_macs) for point in points]
@@ -65,12 +65,8 @@ def study(config, workdir: str) -> dict[str, Any]:
         plots.draw(table, os.path.join(folder, kind), TITLES[kind], kind, facts.get('measure'))
     result = report.result('study', as_dict(config), 0, {'kind': kind, 'points': len(table), **facts}, 0, time.monotonic() - began)
     if jax.process_index() == 0:
-        report_page.leave(workdir, result)
+        report_page.leave(workdir, result, as_dict(config))
     return result
-
-
-def base_of(config):
-    return architecture_of(config)
 
 
 def points_of(config, cost: costs.Costs) -> tuple[list[Point], dict[str, Any], list[str]]:
@@ -79,16 +75,16 @@ def points_of(config, cost: costs.Costs) -> tuple[list[Point], dict[str, Any], l
     if kind == 'grid':
         axes = {name: knobs[name] for name in ('highest', 'step', 'depth_rounding', 'resolution_multiple')}
         if knobs.constraint == 'cycles':
-            cost.need(grid.networks(base_of(config), **axes))
+            cost.need(grid.networks(architecture_of(config), **axes))
         points, triples = grid.grid(
-            base_of(config),
+            architecture_of(config),
             ratio=knobs.ratio,
             tolerance=knobs.tolerance,
             constraint=knobs.constraint,
             cost=None if knobs.constraint == 'nominal' else cost.measure(knobs.constraint),
             **axes,
         )
-        macs = [cost.measure('macs')(architecture) for architecture in (base_of(config), *(point.architecture for point in points))]
+        macs = [cost.measure('macs')(architecture) for architecture in (architecture_of(config), *(point.architecture for point in points))]
         ratios = [value / macs[0] for value in macs[1:]]
         facts = {'triples': triples, 'networks': len(points), 'ratio_low': min(ratios), 'ratio_high': max(ratios)}
         off = sum(abs(ratio - knobs.ratio) > knobs.tolerance for ratio in ratios)
@@ -105,7 +101,7 @@ def points_of(config, cost: costs.Costs) -> tuple[list[Point], dict[str, Any], l
 
 def plan(config, cost: costs.Costs) -> tuple[list[Point], dict[str, Any], list[str]]:
     """Each method at each target, and the base. A method that cannot reach a target, or misses it by 5 %, is named in a note; if none reaches any, ValueError."""
-    knobs, base = config.study, base_of(config)
+    knobs, base = config.study, architecture_of(config)
     measure, targets = 'macs', tuple(factor * cost.measure('macs')(base) for factor in PLAN_FACTORS)
     if knobs.target is not None:
         measure, targets = methods.parse_target(knobs.target)
@@ -131,6 +127,7 @@ def plan(config, cost: costs.Costs) -> tuple[list[Point], dict[str, Any], list[s
 
 
 def training_notes(config, table: list[dict[str, Any]]) -> list[str]:
+    """What stands below a table of trained points."""
     failed = sorted({f'{row["series"]} {row["point"]}' for row in table if row.get('seeds', 0) < config.study.seeds})
     notes = [f'Top-1 of {config.eval_split} of {config.dataset}: mean, lowest and highest of the seeds.']
     if failed:
@@ -141,6 +138,7 @@ def training_notes(config, table: list[dict[str, Any]]) -> list[str]:
 
 
 def best(table: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of highest mean top-1 for result.json, as {'best': ...}; {} when nothing was trained."""
     known = [row for row in table if row.get('top1') is not None]
     if not known:
         return {}

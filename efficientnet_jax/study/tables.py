@@ -84,15 +84,18 @@ def label(depth: float = 1, width: float = 1, resolution: float = 1) -> str:
 
 
 def table2(base: Callable[[str], Architecture]) -> list[Point]:
+    """B0 to B7."""
     notes = dict.fromkeys(('efficientnet_b4', 'efficientnet_b5', 'efficientnet_b7'), _RELEASED)
     return [Point(base(name), 'EfficientNet', name, printed=row, note=notes.get(name, '')) for name, row in _TABLE2.items()]
 
 
 def table3(base: Callable[[str], Architecture]) -> list[Point]:
+    """MobileNets and ResNet-50 scaled by one dimension and by all."""
     return [Point(base(name), name, label(**factors), **factors, printed=row, note=note) for name, factors, row, note in _TABLE3]
 
 
 def table7(base: Callable[[str], Architecture]) -> list[Point]:
+    """B0 scaled by one dimension and by all."""
     b0 = base('efficientnet_b0')
     return [Point(b0, series, label(**factors), **factors, printed=row, note=note) for series, factors, row, note in _TABLE7]
 
@@ -104,11 +107,13 @@ def fig8(base: Callable[[str], Architecture]) -> list[Point]:
 
 
 def fig3(base: Callable[[str], Architecture]) -> list[Point]:
+    """B0 along each dimension alone."""
     b0 = base('efficientnet_b0')
     return [Point(b0, axis, label(**{axis: factor}), **{axis: factor}) for axis, factors in FIG3.items() for factor in factors]
 
 
 def fig4(base: Callable[[str], Architecture]) -> list[Point]:
+    """B0 along width, at four pairs of depth and resolution."""
     b0, points = base('efficientnet_b0'), []
     for depth, resolution in FIG4:
         note = 'the caption says 299 pixels for r=1.3' if resolution == 1.3 else ''

@@ -50,6 +50,7 @@ def runs_of(config, points: list[Point]) -> dict[str, dict[str, Any]]:
 
 
 def key_of(point: Point, seed: int) -> str:
+    """The run's key in the queue and its folder's name."""
     return f'{point.base.name}_{point.architecture.resolution}px_{point.network}_s{seed}'
 
 
