@@ -54,7 +54,7 @@ def outputs_of(
     for done, batch in enumerate(pipeline.prefetch(batches, functools.partial(put, exp.mesh)), start=1):
         for split, weights in variables.items():
             outputs[split].append(eval_fn(weights, batch))
-        if progress is not None and time.monotonic() - told >= TELL_SECONDS:
+        if progress is not None and done * batch_size < len(source) and time.monotonic() - told >= TELL_SECONDS:
             jax.block_until_ready(outputs)  # what is told is done, not queued
             progress.show(done)
             told = time.monotonic()
