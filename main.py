@@ -1,7 +1,7 @@
 """Trains, evaluates and studies EfficientNets: python main.py --config=configs/b7.py --workdir=DIR [--mode=MODE] [--config.KNOB=VALUE ...]
 
   --mode=train      trains, or goes on: checkpoints/, metrics.jsonl, log.txt, curves.png, result.json, report.html
-  --mode=evaluate   a whole split: result.json, confusion.png, confused.json, samples.png, report.html
+  --mode=evaluate   a whole split: result.json, log.txt, confusion.png, confused.json, samples.png, report.html
   --mode=predict    top-5 of the image files named last, printed
   --mode=export     StableHLO, SavedModel, TFLite in export/
   --mode=plan       memory and cycles on a TPU slice that is not there: plan.json, plan.png

@@ -25,6 +25,7 @@ from configs import digits
 from efficientnet_jax import allocator, architectures, counting
 from efficientnet_jax.search import space as spaces
 from efficientnet_jax.search import supernet_train
+from efficientnet_jax.search.full import worded
 from efficientnet_jax.search.objective import Objective
 from efficientnet_jax.search.rank import spearman
 from efficientnet_jax.search.strategies import Evolution, Seen
@@ -61,15 +62,14 @@ def comparison(rows, macs):
     """Lines of the record: rows of (candidate, top-1 in the supernet, top-1 alone), the first chosen by the supernet."""
     drawn = rows[1:]  # the first one's choice would bias a correlation with the supernet's score
     alone = [row[2] for row in drawn]
-    shared, p_shared, _ = spearman([row[1] for row in drawn], alone)
-    counted, p_counted, _ = spearman([macs(row[0]) for row in drawn], alone)
+    shared = spearman([row[1] for row in drawn], alone)
+    counted = spearman([macs(row[0]) for row in drawn], alone)
     return [
         '| candidate | multiply-adds | supernet | alone |',
         '| --- | --- | --- | --- |',
         *(f'| {spaces.candidate_hash(c)} | {macs(c) / 1e6:.2f} M | {shared:.2%} | {own:.2%} |' for c, shared, own in rows),
         '',
-        f'Spearman correlation with the accuracy alone over the {len(drawn)} random candidates: supernet {shared:.2f} (p = {p_shared:.2f}), multiply-adds '
-        f'{counted:.2f} (p = {p_counted:.2f}); two-sided, exact over permutations.',
+        f'With the accuracy alone, over the random candidates: the supernet has {worded(shared)}, multiply-adds have {worded(counted)}; two-sided, by permutation.',
     ]
 
 

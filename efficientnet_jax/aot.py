@@ -212,7 +212,7 @@ def cost(lowered: jax.stages.Lowered, topology: str, images: float) -> StepCost:
         kept = _compile(lowered, images)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f'.{os.getpid()}')
+            partial = path.with_suffix(f'.{os.uname().nodename}.{os.getpid()}')
             partial.write_text(json.dumps(kept))
             partial.replace(path)
     if 'does_not_fit' in kept:

@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from efficientnet_jax.hosts import everywhere
+from efficientnet_jax.mesh import make_mesh, replicated
 
 BEST = 'top1'  # the metric that ranks checkpoints: EMA weights where there are any, else raw
 NOT_EVALUATED = -1.0  # ranks below every score
@@ -129,13 +130,13 @@ class Checkpoints:
         """{'params', 'batch_stats', 'ema' where it was saved} of `step`, without the optimizer's state, whatever optimizer it was.
 
         abstract_weights: {'params', 'batch_stats'} of jax.ShapeDtypeStruct with shardings, for the averages as well; None: those that
-        were saved, on the first device. Raises ShapeMismatch and Damaged as `restore` does.
+        were saved, on every device. Raises ShapeMismatch and Damaged as `restore` does.
         """
         saved, custom = self._metadata(step)
         if abstract_weights is None:
-            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            everywhere_alike = replicated(make_mesh())  # on several hosts too: the sums count each array once
             weights = {name: saved[name] for name in ('params', 'batch_stats')}
-            abstract_weights = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), weights)
+            abstract_weights = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere_alike), weights)
         check_shapes(saved, abstract_weights, f'{self.directory}/{step}')
         wanted = abstract_weights | ({'ema': abstract_weights} if saved.get('ema') else {})
         reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
@@ -152,7 +153,10 @@ class Checkpoints:
         if 'sums' not in custom:
             raise Damaged(f'{self.directory}/{step} has lost its metadata')
         saved = metadata.item_metadata
-        return saved.tree if hasattr(saved, 'tree') else saved, custom
+        saved = saved.tree if hasattr(saved, 'tree') else saved
+        if saved is None:
+            raise Damaged(f'{self.directory}/{step} has lost the metadata of its arrays')
+        return saved, custom
 
     def _check_bits(self, step: int, tree, wanted: dict[str, int]) -> None:
         sums = bit_sums(tree)

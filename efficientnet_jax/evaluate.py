@@ -71,8 +71,8 @@ def means(sums: list[dict[str, np.ndarray]]) -> dict[str, float]:
 def evaluate(config, workdir: str) -> dict:
     """Scores the newest checkpoint of a workdir, or config.init_from where it has none, on config.eval_split.
 
-    Leaves result.json, confused.json, confusion.png, samples.png and report.html there and returns the content of result.json. The pictures
-    are of the moving average where there is one. Raises ValueError without a checkpoint and init_from, and for weights of other
+    Leaves result.json, log.txt, confused.json, confusion.png, samples.png and report.html there and returns the content of result.json. The
+    pictures are of the moving average where there is one. Raises ValueError without a checkpoint and init_from, and for weights of other
     classes than the data's.
     """
     started = time.monotonic()

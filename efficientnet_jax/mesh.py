@@ -52,8 +52,10 @@ def check_batch_size(knob: str, batch_size: int, mesh: Mesh) -> None:
     """Raises ValueError unless the batch divides over the mesh's data axis."""
     data = mesh.shape['data']
     if batch_size < 1 or batch_size % data:
-        near = sorted({max(1, batch_size // data) * data, (batch_size // data + 1) * data})
-        raise ValueError(f'{knob}={batch_size} must be a multiple of {data} (mesh data={data}); nearest: {" or ".join(map(str, near))}.')
+        near = sorted({max(1, batch_size // data) * data, max(1, batch_size // data + 1) * data})
+        raise ValueError(
+            f'{knob}={batch_size} must be a positive multiple of {data} (mesh data={data}); nearest: {" or ".join(map(str, near))}.'
+        )
 
 
 def put(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

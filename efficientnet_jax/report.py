@@ -155,9 +155,7 @@ class MetricWriter:
 
         path = os.path.join(workdir, 'metrics.jsonl')
         kept = [line for line in read_jsonl(path) if line['step'] <= step]
-        with open(f'{path}.partial', 'w') as f:
-            f.writelines(json.dumps(line) + '\n' for line in kept)
-        os.replace(f'{path}.partial', path)
+        write_text(path, ''.join(json.dumps(line) + '\n' for line in kept))
         self._file = open(path, 'a', buffering=1)  # noqa: SIM115 closed by close()
         self._tensorboard = metric_writers.create_default_writer(os.path.join(workdir, 'tensorboard'), asynchronous=False)
 

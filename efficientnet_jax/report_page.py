@@ -17,7 +17,8 @@ from efficientnet_jax.progress import clock
 PICTURES = {
     'curves.png': (
         'Training',
-        'Training loss and accuracy of batches; evaluation of the raw weights and of their moving average (eval_ema).',
+        'Loss and accuracy of training batches, augmented and with label smoothing; of the evaluation, plain, with the raw weights and their moving '
+        'average (eval_ema).',
     ),
     'confusion.png': ('Confusion matrix', 'Rows: what the images are; columns: what they are taken for.'),
     'samples.png': (
@@ -93,7 +94,9 @@ def results_of(workdir: str) -> dict[str, dict[str, Any]]:
 def configs_of(workdir: str) -> dict[str, dict[str, Any]]:
     """{names of modes: the config that they ran with}, the training run's first."""
     train, plan = _json(workdir, 'config.json'), _json(workdir, 'plan.json')
-    found = ({'train': train} if train else {}) | ({'plan': plan['config']} if plan else {}) | (_json(workdir, 'configs.json') or {})
+    found = {'train': train or {}} | (_json(workdir, 'configs.json') or {})  # in this order
+    found |= ({'train': train} if train else {}) | ({'plan': plan['config']} if plan else {})  # newer, where a run has not ended yet
+    found = {mode: config for mode, config in found.items() if config}
     shared: dict[str, list[str]] = {}
     for mode, config in found.items():
         shared.setdefault(json.dumps(config, sort_keys=True), []).append(mode)

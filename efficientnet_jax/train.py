@@ -103,7 +103,7 @@ def train(config, workdir: str, build=experiment, evaluate=evaluate_state, began
                     batch = next(batches)
                     if 'compile' not in startup.parts:
                         startup.spent_on('data')
-                        progress.doing('Compiling the train step.')
+                        progress.doing('Compiling the train step, which takes up to minutes.')
                     state, metrics = step_fn(state, batch)
                     step += 1
                     window.append(metrics)

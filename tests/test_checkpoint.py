@@ -121,12 +121,24 @@ def lose_the_metadata(directory):
     (directory / '_CHECKPOINT_METADATA').write_text('')
 
 
+def lose_the_metadata_of_the_arrays(directory):
+    (directory / 'default' / '_METADATA').unlink()
+
+
 def lose_everything(directory):
     shutil.rmtree(directory)
     directory.mkdir()
 
 
-DAMAGES = [truncate, flip_a_bit, flip_a_bit_near_the_end, lose_the_data, lose_the_metadata, lose_everything]
+DAMAGES = [
+    truncate,
+    flip_a_bit,
+    flip_a_bit_near_the_end,
+    lose_the_data,
+    lose_the_metadata,
+    lose_the_metadata_of_the_arrays,
+    lose_everything,
+]
 
 
 @pytest.mark.parametrize('damage', DAMAGES, ids=lambda damage: damage.__name__)

@@ -36,7 +36,7 @@ def test_every_released_efficientnet_has_a_config():
 @pytest.mark.parametrize(
     ('knobs', 'message'),
     [
-        ({'batch_size': 100}, r'batch_size=100 must be a multiple of 8 \(mesh data=8\); nearest: 96 or 104'),
+        ({'batch_size': 100}, r'batch_size=100 must be a positive multiple of 8 \(mesh data=8\); nearest: 96 or 104'),
         ({'dtype': 'float16'}, "dtype='float16' must be one of bfloat16, float32"),
         ({'dropout': 1.5}, 'dropout=1.5 must be between 0 and 0.99'),
         ({'model': 'efficientnet_b9'}, "model='efficientnet_b9' is not an architecture; near names: efficientnet_b"),

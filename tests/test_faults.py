@@ -18,7 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks.chaos import WALL_CLOCK, chaos, differences
 from efficientnet_jax import evaluate, experiment, hosts, report, train
-from efficientnet_jax.checkpoint import ShapeMismatch
+from efficientnet_jax.checkpoint import Checkpoints, ShapeMismatch
 from efficientnet_jax.checkpoint import bit_sums as state_bits
 from tests import tiny
 
@@ -290,6 +290,17 @@ def wait_for_lines(workdir, count, seconds=180):
 
 def losses(workdir):
     return {row['step']: row['loss'] for row in report.read_jsonl(f'{workdir}/metrics.jsonl') if row['split'] == 'train'}
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_the_weights_of_a_run(whole, tmp_path):
+    flags = (f'--config.init_from={whole}', '--config.steps=1', '--config.lr_per_256=0.0')
+    cluster = start_cluster(tmp_path / 'run', tmp_path / 'logs', *flags, devices=1)
+    output = cluster.communicate(timeout=300)[0]
+    assert cluster.returncode == 0, output
+    checkpoints = [Checkpoints(f'{workdir}/checkpoints', read_only=True) for workdir in (whole, tmp_path / 'run')]
+    there, here = (one.restore_weights(one.steps()[-1]) for one in checkpoints)
+    assert state_bits({'params': there['ema']['params']}) == state_bits({'params': here['params']})
 
 
 @pytest.mark.slow

@@ -224,9 +224,9 @@ def test_one_image_stays_on_one_host():
         make_mesh(2, 4, devices)
 
 
-@pytest.mark.parametrize('size, near', [(100, '96 or 104'), (3, '8'), (0, '8')])
+@pytest.mark.parametrize('size, near', [(100, '96 or 104'), (3, '8'), (0, '8'), (-3, '8')])
 def test_batch_size(size, near):
-    with pytest.raises(ValueError, match=rf'batch_size={size} must be a multiple of 8 \(mesh data=8\); nearest: {near}\.'):
+    with pytest.raises(ValueError, match=rf'batch_size={size} must be a positive multiple of 8 \(mesh data=8\); nearest: {near}\.'):
         check_batch_size('batch_size', size, mesh_of(8, 1))
     check_batch_size('batch_size', 104, mesh_of(8, 1))
 

@@ -206,7 +206,7 @@ def test_places_stand_in_the_order_of_a_step():
 def test_batch_that_does_not_divide():
     config = tiny.get_config()
     config.batch_size = 30
-    with pytest.raises(ValueError, match=r'batch_size=30 must be a multiple of 4 \(mesh data=4\)'):
+    with pytest.raises(ValueError, match=r'batch_size=30 must be a positive multiple of 4 \(mesh data=4\)'):
         experiment(config, 10, 1500, jax.devices()[:4])
 
 

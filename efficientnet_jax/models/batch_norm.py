@@ -1,11 +1,11 @@
 """Batch norm over groups of images, fused with the activation that follows.
 
 Statistics are taken over `group` images, counted in images and not in chips, so a result does not change with the slice
-it is trained on. The backward pass keeps only x and the statistics: the normalised value and the slope of the
-activation are recomputed, which is cheaper than reading them back.
+it is trained on. The backward pass keeps only x and the statistics (and, with the convolution, its input and kernel): the
+normalised value and the slope of the activation are recomputed, which is cheaper than reading them back.
 
-The convolution before can be given too. Then, on a TPU, each of its two gradients computes the gradient of its result for
-itself, fused with the reading: it is never written to memory (benchmarks/records/tpu_step.md).
+The convolution before can be given too. With `twice`, on a TPU, each of its two gradients then computes the gradient of its
+result for itself, fused with the reading: it is never written to memory (benchmarks/records/tpu_step.md).
 """
 
 import functools

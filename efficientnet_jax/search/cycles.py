@@ -75,9 +75,7 @@ class CycleTable:
             path = os.path.join(self._folder, f'network{i}.json')
             if not os.path.exists(path):
                 os.makedirs(self._folder, exist_ok=True)
-                partial = f'{path}.{os.getpid()}'  # another process may write the same
-                report.write_json(partial, self._compile(i))
-                os.replace(partial, path)
+                report.write_json(path, self._compile(i))
             self._known |= {key: cycles for key, cycles in report.read_json(path).items() if self._from[key] == i}
             self._read.add(i)
 

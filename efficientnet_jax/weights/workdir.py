@@ -46,7 +46,6 @@ def arrays(path: str) -> tuple[dict[str, np.ndarray], str]:
     saved = checkpoints.restore_weights(step)
     checkpoints.close()
     chosen = saved.get('ema', saved)
-    chosen = {name: chosen[name] for name in ('params', 'batch_stats')}
     leaves = jax.tree_util.tree_flatten_with_path(chosen)[0]
     return {'/'.join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}, os.path.dirname(directory)
 
