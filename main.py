@@ -69,6 +69,8 @@ def main(argv):
             allocator.keep_freed_memory()
         if workdir is None and mode != 'predict':
             raise ValueError(f'mode={mode} needs --workdir=DIR; only predict with --config.init_from goes without.')
+        if argv[1:] and mode != 'predict':
+            raise ValueError(f'mode={mode} takes flags alone, not {" ".join(argv[1:])!r}; image files are for --mode=predict.')
         if mode != 'plan':  # which needs no other host
             hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _LOST_AFTER.value)
         features = _OUTPUT.value if _FEATURES.value else None

@@ -41,8 +41,10 @@ def get_config(data_and_model='cifar10,b0'):
     config.dataset, config.train_split, config.eval_split = DATA[data]
     if data.startswith('cifar'):
         config.eval_crop_fraction = 1.0  # objects fill these images to the border
-    # A folder of one's own is small as a rule: 2,000 steps of 64 are an epoch of 128,000 photographs.
-    config.batch_size, config.steps = (64, 2_000) if data == 'folder' else (256, 20_000)
+    config.batch_size, config.steps = 256, 20_000
+    if data == 'folder':  # one's own is small as a rule: 2,000 steps of 64 are an epoch of 128,000 photographs, or 250 of 500
+        config.batch_size, config.steps = 64, 2_000
+        config.eval_every_epochs, config.checkpoint_every_epochs = 20.0, 5.0
     config.optimizer = 'sgd'
     config.lr_per_256 = 0.01
     config.schedule = 'cosine'

@@ -48,6 +48,8 @@ def outputs_of(
     if state.ema is not None:
         variables['eval_ema'] = jax.device_put(state.variables(ema=True), replicated(exp.mesh))  # mesh.shard_state may have split it
     outputs: dict[str, list] = {split: [] for split in variables}
+    data = exp.mesh.shape['data']
+    batch_size = min(batch_size, -(-len(source) // data) * data)  # a last batch is filled up to it: a few images must not cost a whole one
     hosts = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
     batches = pipeline.eval_batches(source, batch_size=batch_size, preprocess=exp.preprocess, max_corrupt=max_corrupt, **hosts)
     told = time.monotonic()

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from efficientnet_jax import models, report
+from efficientnet_jax import models, report, report_page
 from efficientnet_jax.data import sources
 from efficientnet_jax.evaluate import restore_best
 from efficientnet_jax.experiment import as_dict
@@ -88,6 +88,7 @@ def export(config, workdir: str) -> dict:
     form |= {'output': 'probabilities' if served.pixels else 'logits', 'class_names': 'model.json', 'checked_on': checked_on(config)}
     result |= {'model': config.model, **form, 'artefacts': artefacts}
     report.write_json(os.path.join(directory, 'report.json'), result)
+    report_page.leave(workdir, result, as_dict(config))
     wrong = [f'{name}: {"; ".join(figures["beyond"])}' for name, figures in artefacts.items() if figures['beyond']]
     if wrong:
         raise Differs(

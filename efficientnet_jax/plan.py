@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,7 @@ def plan(config, workdir: str) -> dict[str, Any]:
     step needs more memory than a device has.
     """
     aot.generation(config.plan.topology)
+    print(f'plan: compiling the train step for {config.plan.topology}, which takes minutes.', file=sys.stderr, flush=True)
     classes, examples, note = data_of(config)
     start = starting(config, None, classes, new_head=True)
 

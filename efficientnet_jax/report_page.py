@@ -71,6 +71,7 @@ def write(workdir: str) -> None:
         if file == 'plan.png':
             parts += [planned(_json(workdir, 'plan.json'))]
         body += section(heading, *parts)
+    body += section('Export', exported(results.get('export', {})))
     for folder, heading in FOLDERS.items():
         pictures = sorted(glob.glob(os.path.join(workdir, folder, '*.png')))
         tables = sorted(glob.glob(os.path.join(workdir, folder, '*.csv')))
@@ -159,6 +160,16 @@ def planned(found: dict[str, Any] | None) -> str:
         'remat': found['remat_policy'],
     }
     return table([row]) + f'<p>{escape(found["advice"])}</p>'
+
+
+def exported(result: dict[str, Any]) -> str:
+    """A row of figures for each file that export wrote, or nothing."""
+    figures = ('bytes', 'max_difference', 'mean_difference', 'same_top1', 'clear', 'same_clear_top1')
+    rows = [
+        {'file': one['path']} | {name.replace('_', ' '): _short(one[name]) for name in figures}
+        for one in result.get('artefacts', {}).values()
+    ]
+    return table(rows)
 
 
 def environment(results: dict[str, dict[str, Any]]) -> str:

@@ -72,7 +72,9 @@ def load(directory: str):
         best = np.argsort(-probabilities, kind='stable')[:5]
         return [{'class': int(i), 'name': names[i], 'probability': round(float(probabilities[i]), 6)} for i in best]
 
-    forward(np.zeros((1, *exported.in_avals[0].shape[1:]), exported.in_avals[0].dtype))  # compiled before the first request
+    first = io.BytesIO()
+    PIL.Image.new('RGB', (8, 8)).save(first, 'PNG')
+    top(first.getvalue())  # imported and compiled before a client waits for it
     return top
 
 
@@ -175,7 +177,11 @@ def main():
     args = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with Server((args.host, args.port), load(args.export)) as server:
+    try:
+        server = Server((args.host, args.port), load(args.export))
+    except OSError as error:  # no export there, or the port is taken
+        sys.exit(f'{args.export}, port {args.port}: {error}')
+    with server:
         print(f'http://{args.host}:{server.server_port}/predict', flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()

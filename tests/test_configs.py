@@ -81,6 +81,11 @@ def test_a_config_that_is_no_file_gets_one_line_with_those_that_are(path):
     assert finished.stderr.startswith(f'--config={path} is not a file. Configs: configs/NAME.py with NAME of b0, b1, ')
 
 
+def test_words_that_a_mode_does_not_take_are_not_passed_over():
+    finished = main('--config=configs/b0.py', '--workdir=/gone', 'a.jpg')
+    assert finished.returncode == 1 and "mode=train takes flags alone, not 'a.jpg'; image files are for --mode=predict." in finished.stderr
+
+
 def test_help_says_what_each_mode_leaves():
     text = main('--help').stdout
     modes = importlib.import_module('main').MODES

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from efficientnet_jax import mistakes, report
-from efficientnet_jax.evaluate import evaluate
+from efficientnet_jax.data import sources
+from efficientnet_jax.evaluate import evaluate, outputs_of
+from efficientnet_jax.experiment import experiment
 from efficientnet_jax.train import train
 from tests import tiny
 from tests.test_faults import start_cluster
@@ -58,6 +60,15 @@ def test_samples_are_the_same_each_time_and_mistakes_the_surest_first():
     assert right.tolist() == [0, 5, 6] and wrong.tolist() == [1, 2, 3, 4, 7]
     labels = [mistakes.label_of(examples(), i, NAMES) for i in (0, 1)]
     assert labels == ['cat, 90%', 'cat\n→ dog, 85%']
+
+
+def test_a_few_images_are_no_whole_batch(data_dir):
+    config = tiny.get_config()
+    config.data_dir, config.eval_split = data_dir, 'test[:12]'
+    source = sources.open_source('digits', 'test[:12]', data_dir)
+    exp = experiment(config, 10, train_examples=100)
+    found = outputs_of(lambda variables, batch: batch['image'].shape, exp.init(None), source, exp, batch_size=304)
+    assert [shape[0] for shape in found['eval']] == [16]  # 12 filled up to the 8 devices
 
 
 @pytest.mark.slow

@@ -13,8 +13,10 @@ def find_images(root, split):
     split: TFDS slicing syntax. A folder without splits is divided here: of each class a tenth, at least one of two images, is
       'validation' and the rest is 'train'; which ones is decided by a hash of class/file, so it stays when images are added.
     The images of a split are in the order of that hash: a slice such as train[90%:] holds every class.
-    Raises FileNotFoundError when the folder holds no images, ValueError for a split that it does not have.
+    Raises FileNotFoundError when the folder holds no images, ValueError for no folder or a split that it does not have.
     """
+    if not root:
+        raise ValueError("dataset='folder:' names no folder; give --config.dataset=folder:PATH with PATH/class/image.")
     images = _list_images(root)
     if not images:
         found = ', '.join(sorted(os.listdir(root))[:5]) if os.path.isdir(root) else 'no such folder'

@@ -44,8 +44,14 @@ def write(folder: str, config, found: Setting, records: list[Record]) -> dict[st
         write_winner(folder, config, found, best[0], f'of {len(records)} slots')
         facts['winner'] = {name: best[0][name] for name in FRONT}
         for suffix in ('png', 'svg'):
-            plots.draw(records, front, found.objective, f'{folder}/search.{suffix}')
+            plots.draw(records, front, found.objective, scored_on(config), f'{folder}/search.{suffix}')
     return facts
+
+
+def scored_on(config) -> str:
+    """Where accuracies of candidates come from, in words."""
+    knobs = config.search
+    return 'made up by the oracle' if knobs.evaluation == 'oracle' else f'on {knobs.eval_split} of {config.dataset}'
 
 
 def best_ones(records: list[Record]) -> list[Record]:
@@ -81,8 +87,8 @@ def write_winner(folder: str, config, found: Setting, one: Record, how: str) -> 
     knobs = config.search
     card = (
         f'Best {how} of a search in space {knobs.space}: {knobs.strategy} and random, {knobs.trials} slots each, seed {config.seed}; '
-        f'found by {one["arm"]}. Candidate {one["hash"]}: {knobs.cost} {one["cost"]:.6g}, accuracy {one["accuracy"]:.2%} on {knobs.eval_split} of '
-        f'{config.dataset}, reward {one["reward"]:.4f} ({knobs.reward}, target {knobs.target:.6g}, w {knobs.w:g}).'
+        f'found by {one["arm"]}. Candidate {one["hash"]}: {knobs.cost} {one["cost"]:.6g}, accuracy {one["accuracy"]:.2%} {scored_on(config)}, '
+        f'reward {one["reward"]:.4f} ({knobs.reward}, target {knobs.target:.6g}, w {knobs.w:g}).'
     )
     lines = [f'    config.{name} = {_literal(value)}' for name, value in sorted(differ.items())]
     text = '\n'.join(

@@ -11,8 +11,8 @@ from efficientnet_jax.search.objective import COSTS, Objective
 MARKERS = ('o', 'x')
 
 
-def draw(records: list[dict[str, Any]], front: list[dict[str, Any]], objective: Objective, path: str) -> None:
-    """Writes the picture to `path`, in the format of its suffix."""
+def draw(records: list[dict[str, Any]], front: list[dict[str, Any]], objective: Objective, scored_on: str, path: str) -> None:
+    """Writes the picture to `path`, in the format of its suffix. scored_on: where the accuracies come from."""
     figure, (reward, accuracy) = new_figure(2)
     known = [one for one in records if not one['failed']]
     for arm, marker, line in zip(dict.fromkeys(one['arm'] for one in known), MARKERS, LINES, strict=False):
@@ -35,7 +35,7 @@ def draw(records: list[dict[str, Any]], front: list[dict[str, Any]], objective: 
     )
     accuracy.axvline(objective.target, color='0.7', linestyle=':', linewidth=1, label='target')
     reward.set(xlabel='slot', ylabel=f'reward ({objective.reward})')
-    accuracy.set(xscale='log', xlabel=COSTS[objective.cost], ylabel='accuracy on the hold-out, %')
+    accuracy.set(xscale='log', xlabel=COSTS[objective.cost], ylabel=f'accuracy, %, {scored_on}')
     for axis in (reward, accuracy):
         axis.legend(frameon=False, fontsize=7)
     save(figure, path)

@@ -28,7 +28,7 @@ Score = Callable[[Candidate, str, proxy.GoOn | None, int], dict[str, Any]]
 
 
 def search(config, workdir: str) -> dict[str, Any]:
-    """Does config.search.action and leaves WORKDIR/search/ (outputs.py) and WORKDIR/result.json, which it returns; resumable.
+    """Does config.search.action and leaves WORKDIR/search/ (outputs.py) and WORKDIR/result.json (status: neither), which it returns; resumable.
 
     Raises ValueError, before anything is compiled, for a config or a target that cannot work, and what trials.open_study raises.
     """
@@ -38,7 +38,8 @@ def search(config, workdir: str) -> dict[str, Any]:
         raise ValueError(f'search.action={config.search.action!r} must be one of {", ".join(actions)}.')
     facts = actions[config.search.action](config, workdir, setting(config, workdir))
     result = report.result('search', as_dict(config), 0, {'action': config.search.action, **facts}, 0, time.monotonic() - began)
-    hosts.on_first(lambda: report_page.leave(workdir, result, as_dict(config)))
+    if config.search.action != 'status':  # which only looks
+        hosts.on_first(lambda: report_page.leave(workdir, result, as_dict(config)))
     return result
 
 

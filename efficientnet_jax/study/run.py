@@ -160,6 +160,11 @@ def check(config) -> None:
             raise ValueError(
                 f'study.{name}={knobs[name]!r} must be one of {", ".join(allowed)}. Configs: configs/study.py:table2 and so on.'
             )
+    if config.stages is not None and knobs.kind in TITLES and knobs.kind not in ('grid', 'plan'):
+        raise ValueError(
+            f'study.kind={knobs.kind!r} is of the published networks, and stages={config.stages!r} is another one; scale it with '
+            '--config.study.kind=plan or grid.'
+        )
     unknown = [method for method in knobs.methods if method not in methods.METHODS]
     if unknown or not knobs.methods:
         raise ValueError(f'study.methods={tuple(knobs.methods)} must name some of {", ".join(methods.METHODS)}.')

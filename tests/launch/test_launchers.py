@@ -132,6 +132,13 @@ def test_keep_takes_a_new_slice_after_a_preemption_until_the_run_is_done(gcloud)
     assert sum('until_done.sh' in ' '.join(call) for call in calls) == 2
 
 
+def test_keep_shows_its_commands(gcloud):
+    process, calls = gcloud('keep', *RUN, DRY_RUN='1')
+    lines = process.stdout.splitlines()
+    assert process.returncode == 0 and calls == [] and [line.split()[4] for line in lines if line.startswith('gcloud')][:1] == ['create']
+    assert 'until_done.sh' in process.stdout
+
+
 def test_keep_ends_with_1_when_a_person_must_look(gcloud):
     process, _ = gcloud('keep', *RUN, states=['ACTIVE'], hosts=['75 1 running'])
     assert process.returncode == 1 and 'main.py ended with 1' in process.stderr

@@ -80,6 +80,7 @@ def test_a_search_leaves_its_files(strategy, tmp_path, capsys):
     config.search.action = 'status'
     again = search(config, str(tmp_path))
     assert {k: v for k, v in again['metrics'].items() if k != 'action'} == {k: v for k, v in result['metrics'].items() if k != 'action'}
+    assert json.loads((tmp_path / 'result.json').read_text()) == result  # it only looks
     assert f'random: {COUNT} complete, 0 running, 0 waiting, 0 failed of {COUNT}' in capsys.readouterr().out
 
 

@@ -41,6 +41,15 @@ def test_flags_stand_in_the_table(tmp_path, capsys):
     assert [line.split('|')[2].strip() for line in flagged] == ['d=4', 'w=2', 'r=2']
 
 
+def test_a_table_of_published_networks_takes_no_others(tmp_path):
+    config = configs.get_config('table2,digits')
+    config.stages = (('mbconv', 1, 3, 1, 1, 16, 0.25),)
+    with pytest.raises(
+        ValueError, match=r"study.kind='table2' is of the published networks, and stages=.* scale it with --config.study.kind=plan"
+    ):
+        study(config, str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ('kind', 'knobs', 'message'),
     [
