@@ -112,6 +112,27 @@ def new_figure(panels: int):
     return figure, axes
 
 
+def logarithmic(axis, names: str) -> None:
+    """Makes 'x', 'y' or both logarithmic, with ticks like 500M, 1B, 2B."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for name in names:
+        part = axis.xaxis if name == 'x' else axis.yaxis
+        axis.set(**{f'{name}scale': 'log'})
+        low, high = part.get_data_interval()
+        part.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high / low < 3 else (1, 2, 5) if high / low < 200 else (1,)))
+        part.set_major_formatter(FuncFormatter(lambda value, _: large(value)))
+        part.set_minor_formatter(NullFormatter())
+
+
+def large(value: float) -> str:
+    """1234567 -> '1.235M'"""
+    for unit, scale in (('B', 1e9), ('M', 1e6), ('k', 1e3)):
+        if abs(value) >= scale:
+            return f'{value / scale:.4g}{unit}'
+    return f'{value:.4g}'
+
+
 def save(figure, path: str) -> None:
     """Writes a picture at the resolution that all have."""
     figure.savefig(path, dpi=110)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from efficientnet_jax.plots import LINES, new_figure, save
+from efficientnet_jax.plots import LINES, logarithmic, new_figure, save
 from efficientnet_jax.search.objective import COSTS, Objective
 
 MARKERS = ('o', 'x')
@@ -13,6 +13,8 @@ MARKERS = ('o', 'x')
 
 def draw(records: list[dict[str, Any]], front: list[dict[str, Any]], objective: Objective, scored_on: str, path: str) -> None:
     """Writes the picture to `path`, in the format of its suffix. scored_on: where the accuracies come from."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, (reward, accuracy) = new_figure(2)
     known = [one for one in records if not one['failed']]
     for arm, marker, line in zip(dict.fromkeys(one['arm'] for one in known), MARKERS, LINES, strict=False):
@@ -35,7 +37,9 @@ def draw(records: list[dict[str, Any]], front: list[dict[str, Any]], objective: 
     )
     accuracy.axvline(objective.target, color='0.7', linestyle=':', linewidth=1, label='target')
     reward.set(xlabel='slot', ylabel=f'reward ({objective.reward})')
-    accuracy.set(xscale='log', xlabel=COSTS[objective.cost], ylabel=f'accuracy, %, {scored_on}')
+    accuracy.set(xlabel=COSTS[objective.cost], ylabel=f'accuracy, %, {scored_on}')
+    logarithmic(accuracy, 'x')
+    reward.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in (reward, accuracy):
         axis.legend(frameon=False, fontsize=7)
     save(figure, path)

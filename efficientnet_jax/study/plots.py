@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from efficientnet_jax.plots import new_figure, save
-from efficientnet_jax.study.rows import large
+from efficientnet_jax.plots import logarithmic, new_figure, save
 
 STYLES = (('o', '-'), ('s', '--'), ('^', ':'), ('D', '-.'), ('v', (0, (5, 1))), ('x', (0, (1, 3))), ('P', (0, (3, 1, 1, 1))))
 COSTS = {'macs': 'multiply-adds', 'activations': 'activations', 'params': 'parameters', 'cycles': 'estimated cycles'}
@@ -132,19 +131,6 @@ def latency(rows):
         logarithmic(axis, 'xy')
         axis.margins(x=0.12, y=0.12)
     return figure
-
-
-def logarithmic(axis, names: str) -> None:
-    """Makes 'x', 'y' or both logarithmic, with ticks like 500M, 1B, 2B."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    for name in names:
-        part = axis.xaxis if name == 'x' else axis.yaxis
-        axis.set(**{f'{name}scale': 'log'})
-        low, high = part.get_data_interval()
-        part.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high / low < 8 else (1, 2, 5) if high / low < 300 else (1,)))
-        part.set_major_formatter(FuncFormatter(lambda value, _: large(value)))
-        part.set_minor_formatter(NullFormatter())
 
 
 def surface(rows):

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from efficientnet_jax import report
+from efficientnet_jax.plots import large
 from efficientnet_jax.study import points
 from efficientnet_jax.study.points import Point
 
@@ -68,14 +69,6 @@ def cell(name: str, value: Any) -> str:
     if name in PER_CENT:
         return f'{value:.1f} %'
     return f'{value:.4g}' if isinstance(value, float) else str(value)
-
-
-def large(value: float) -> str:
-    """1234567 -> '1.235M'"""
-    for unit, scale in (('B', 1e9), ('M', 1e6), ('k', 1e3)):
-        if abs(value) >= scale:
-            return f'{value / scale:.4g}{unit}'
-    return f'{value:.4g}'
 
 
 def save(folder: str, name: str, rows: list[dict[str, Any]], title: str, notes: list[str], facts: dict[str, Any]) -> str:
