@@ -96,7 +96,7 @@ def test_what_is_left_and_what_is_said(tmp_path, data_dir, capsys, monkeypatch):
     capsys.readouterr()
     config.dtype, config.log_every_steps = 'bfloat16', 7  # the second changes nothing
     config.resolution = None  # nor does this: the run's own is taken
-    config.eval_batch_size = 99
+    config.eval_batch_size = 104
     monkeypatch.setattr('efficientnet_jax.evaluate.TELL_SECONDS', 0)
     assert evaluate(config, workdir)['metrics']['eval']['count'] == 297
     warning, doing, *steps = capsys.readouterr().err.splitlines()
