@@ -94,10 +94,9 @@ def results_of(workdir: str) -> dict[str, dict[str, Any]]:
 
 def configs_of(workdir: str) -> dict[str, dict[str, Any]]:
     """{names of modes: the config that they ran with}, the training run's first."""
-    train, plan = _json(workdir, 'config.json'), _json(workdir, 'plan.json')
-    found = {'train': train or {}} | (_json(workdir, 'configs.json') or {})  # in this order
-    found |= ({'train': train} if train else {}) | ({'plan': plan['config']} if plan else {})  # newer, where a run has not ended yet
-    found = {mode: config for mode, config in found.items() if config}
+    own = {'train': _json(workdir, 'config.json'), 'plan': (_json(workdir, 'plan.json') or {}).get('config')}
+    own = {mode: config for mode, config in own.items() if config}
+    found = own | (_json(workdir, 'configs.json') or {}) | own  # own ones first, and newest: their run may not have ended yet
     shared: dict[str, list[str]] = {}
     for mode, config in found.items():
         shared.setdefault(json.dumps(config, sort_keys=True), []).append(mode)

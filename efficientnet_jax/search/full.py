@@ -35,7 +35,7 @@ def finalists(config, workdir: str, found: Setting, best: list[dict[str, Any]] |
         folder = os.path.join(workdir, 'search')
         chosen = next(one for one in best if one['hash'] == winner['hash'])
         scores = {name: winner[name] for name in ('accuracy', 'reward')} | {'cost': winner.get('whole_cost', winner['cost'])}
-        outputs.write_winner(folder, config, found, chosen | scores, 'trained in full')
+        outputs.write_winner(folder, config, found, chosen | scores, 'trained in full', outputs.held_out(config))
         return outputs.write_table(folder, 'finalists', text, {'rows': rows, 'rank': rank._asdict(), 'winner': winner})
 
     return hosts.on_first(summary)

@@ -41,7 +41,7 @@ def write(folder: str, config, found: Setting, records: list[Record]) -> dict[st
     )
     facts = {'arms': {arm: _arm(records, arm) for arm in dict.fromkeys(one['arm'] for one in records)}, 'front': len(front)}
     if best:
-        write_winner(folder, config, found, best[0], f'of {len(records)} slots')
+        write_winner(folder, config, found, best[0], f'of {len(records)} slots', scored_on(config))
         facts['winner'] = {name: best[0][name] for name in FRONT}
         for suffix in ('png', 'svg'):
             plots.draw(records, front, found.objective, scored_on(config), f'{folder}/search.{suffix}')
@@ -50,8 +50,12 @@ def write(folder: str, config, found: Setting, records: list[Record]) -> dict[st
 
 def scored_on(config) -> str:
     """Where accuracies of candidates come from, in words."""
-    knobs = config.search
-    return 'made up by the oracle' if knobs.evaluation == 'oracle' else f'on {knobs.eval_split} of {config.dataset}'
+    return 'made up by the oracle' if config.search.evaluation == 'oracle' else held_out(config)
+
+
+def held_out(config) -> str:
+    """The images on which whatever was trained is scored, in words."""
+    return f'on {config.search.eval_split} of {config.dataset}'
 
 
 def best_ones(records: list[Record]) -> list[Record]:
@@ -76,8 +80,8 @@ def _arm(records: list[Record], arm: str) -> dict[str, Any]:
     }
 
 
-def write_winner(folder: str, config, found: Setting, one: Record, how: str) -> None:
-    """An ordinary config, which main.py trains and --mode=study scales."""
+def write_winner(folder: str, config, found: Setting, one: Record, how: str, where: str) -> None:
+    """An ordinary config, which main.py trains and --mode=study scales. how: it was found; where: its accuracy comes from."""
     from configs import default
 
     plain, here = flatten(as_dict(default.get_config())), flatten(as_dict(config))
@@ -87,7 +91,7 @@ def write_winner(folder: str, config, found: Setting, one: Record, how: str) -> 
     knobs = config.search
     card = (
         f'Best {how} of a search in space {knobs.space}: {knobs.strategy} and random, {knobs.trials} slots each, seed {config.seed}; '
-        f'found by {one["arm"]}. Candidate {one["hash"]}: {knobs.cost} {one["cost"]:.6g}, accuracy {one["accuracy"]:.2%} {scored_on(config)}, '
+        f'found by {one["arm"]}. Candidate {one["hash"]}: {knobs.cost} {one["cost"]:.6g}, accuracy {one["accuracy"]:.2%} {where}, '
         f'reward {one["reward"]:.4f} ({knobs.reward}, target {knobs.target:.6g}, w {knobs.w:g}).'
     )
     lines = [f'    config.{name} = {_literal(value)}' for name, value in sorted(differ.items())]

@@ -86,6 +86,7 @@ def test_a_search_leaves_its_files(strategy, tmp_path, capsys):
 
 def test_the_winner_is_an_ordinary_config(tmp_path):
     result = search(small(), str(tmp_path))['metrics']['winner']
+    assert 'made up by the oracle' in ' '.join((tmp_path / 'search' / 'winner.py').read_text().split())  # and no image was seen
     config = load(tmp_path / 'search' / 'winner.py')
     macs = counting.count(architecture_of(config), num_classes=1000)[1]
     assert macs == result['cost'] and config.train_split == 'train' and config.eval_split == 'test'
@@ -245,7 +246,8 @@ def test_finalists_and_proxy_check(tmp_path, data_dir, trainer, capsys):
     assert all(one.eval_split == 'train[-300:]' and one.steps == 24 for _, one in trainer[before:])  # its own budget, not the proxy's
     assert sorted({one.seed for _, one in trainer[before:]}) == [0, 1]
     assert metrics['rank']['n'] == 3 and metrics['winner']['seeds'] == 2
-    assert 'trained in full' in (tmp_path / 'search' / 'winner.py').read_text()
+    card = ' '.join((tmp_path / 'search' / 'winner.py').read_text().split())
+    assert 'trained in full' in card and '% on train[-300:] of digits' in card
     assert 'Proxy against training in full' in capsys.readouterr().out
 
     config.search.action, before = 'proxy_check', len(trainer)
@@ -268,6 +270,8 @@ def test_finalists_have_the_cycles_of_the_whole_network(tmp_path, data_dir, trai
     rows = json.loads((tmp_path / 'search' / 'finalists.json').read_text())['rows']
     assert [row['whole_cost'] for row in rows] == [counting.count(found.space.decode(c))[1] for c in candidates]
     assert [row['reward'] for row in rows] == [found.objective(row['accuracy'], row['whole_cost']) for row in rows]
+    card = ' '.join((tmp_path / 'search' / 'winner.py').read_text().split())
+    assert f'cycles {max(rows, key=lambda row: row["reward"])["whole_cost"]:.6g}, accuracy' in card  # the cost that its reward is of
 
 
 def test_rank_correlation():
