@@ -28,7 +28,10 @@ from ml_collections import ConfigDict, config_flags
 
 BEGAN = time.monotonic()  # train reports the seconds from here to its first step
 # Module with the function (config, workdir) of the mode's name, imported when it is asked for.
-MODES = {mode: mode for mode in ('train', 'evaluate', 'predict', 'plan', 'export', 'study')} | {'search': 'search.run'}
+MODES = {
+    'train': 'training.loop', 'evaluate': 'evaluation.evaluate', 'predict': 'evaluation.predict', 'plan': 'tpu.planner',
+    'export': 'export.export', 'study': 'study.study', 'search': 'search.search',
+}  # fmt: skip
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Path of a config, for example configs/b7.py; --config.KNOB=VALUE overrides.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for checkpoints, metrics and results.')
@@ -59,10 +62,10 @@ def main(argv):
     if mode == 'plan':
         os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # the TPU is elsewhere; one that is here may be at work
 
-    from efficientnet_jax import quiet
+    from efficientnet_jax.runs import library_logs
 
-    quiet.libraries()  # before jax, which sets a log level of its own
-    from efficientnet_jax import allocator, hosts
+    library_logs.libraries()  # before jax, which sets a log level of its own
+    from efficientnet_jax.runs import allocator, hosts
 
     try:
         if os.environ.get('JAX_PLATFORMS') == 'cpu':  # elsewhere the step's memory is not the host's

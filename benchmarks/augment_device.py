@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from efficientnet_jax import augment_device
-from efficientnet_jax.data import policies
+from efficientnet_jax.data.augment import device as on_device
+from efficientnet_jax.data.augment import policies
 
 
 def cycles(function, device, *shapes):
@@ -43,7 +43,7 @@ def main():
     )
     print('| operation | thousand cycles | gathers not in it |\n| --- | --- | --- |')
     total = 0
-    for name, operation in zip(policies.OPS[1:], augment_device.OPERATIONS[1:], strict=True):
+    for name, operation in zip(policies.OPS[1:], on_device.OPERATIONS[1:], strict=True):
         cost, gathers = cycles(operation, device, *shapes)
         total += cost
         print(f'| {name} | {cost / 1000:.1f} | {gathers} |', flush=True)

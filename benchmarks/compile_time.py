@@ -15,8 +15,8 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from efficientnet_jax.aot import lower_train
-from efficientnet_jax.experiment import experiment
+from efficientnet_jax.tpu.aot import lower_train
+from efficientnet_jax.training.experiment import experiment
 
 _CONFIG = config_flags.DEFINE_config_file('config', 'configs/digits.py', 'Config whose programs are compiled.')
 _CLASSES = flags.DEFINE_integer('classes', 10, 'Width of the classifier.')

@@ -49,7 +49,7 @@ def stream(encoded, finish):
     import tensorflow as tf
 
     from efficientnet_jax.data import crops, decode
-    from efficientnet_jax.data.policies import Augment
+    from efficientnet_jax.data.augment.policies import Augment
 
     def load(image, seed):
         upright = tf.ones([], tf.int32)

@@ -158,12 +158,12 @@ def device_speed(images):
     """Images a second of the operations of RandAugment alone, batched, on the device that jax finds."""
     import jax
 
-    from efficientnet_jax import augment_device
-    from efficientnet_jax.data import order, policies
+    from efficientnet_jax.data import order
+    from efficientnet_jax.data.augment import device, policies
 
     pixels = np.random.default_rng(0).integers(0, 256, (BATCH, RESOLUTION, RESOLUTION, 3), np.uint8)
     ops = policies.draw(order.example_seeds(0, np.zeros(BATCH), np.arange(BATCH)), policies.Augment(**RAND))
-    apply = jax.jit(augment_device.apply_ops)
+    apply = jax.jit(device.apply_ops)
     apply(pixels, ops).block_until_ready()
     start, cpu = time.perf_counter(), time.process_time()
     for _ in range(images // BATCH):

@@ -22,8 +22,8 @@ import numpy as np
 
 from efficientnet_jax import weights
 from efficientnet_jax.data.imagenet_classes import class_names
-from efficientnet_jax.predict import draw
-from efficientnet_jax.predict import run as run_here
+from efficientnet_jax.evaluation.predict import draw
+from efficientnet_jax.evaluation.predict import run as run_here
 from efficientnet_jax.weights import files, names
 
 PHOTOS = {

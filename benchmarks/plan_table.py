@@ -18,8 +18,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 os.environ['JAX_PLATFORMS'] = 'cpu'  # a TPU that is here may be at work
 os.environ['JAX_COMPILATION_CACHE_DIR'] = os.environ.get('JAX_COMPILATION_CACHE_DIR') or os.path.expanduser('~/.cache/efficientnet_jax')
 
-from efficientnet_jax import aot
-from efficientnet_jax.plan import plan
+from efficientnet_jax.tpu import aot
+from efficientnet_jax.tpu.planner import plan
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SKIPPED = ('__init__', 'default', 'digits', 'transfer', 'study')

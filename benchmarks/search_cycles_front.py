@@ -19,12 +19,13 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from configs import default
-from efficientnet_jax import aot, plots
+from efficientnet_jax.reporting import pictures
 from efficientnet_jax.search import cycles
 from efficientnet_jax.search import space as spaces
 from efficientnet_jax.search.objective import Objective, counted, pareto_front
 from efficientnet_jax.search.oracle import Oracle
 from efficientnet_jax.search.strategies import Seen, strategy
+from efficientnet_jax.tpu import aot
 
 COSTS = {'macs': 'multiply-adds', 'cycles': 'estimated cycles'}
 
@@ -60,7 +61,7 @@ def block_ratios(space, costs) -> list[tuple[int, int, float, float]]:
 
 def draw(space, first, shares, seeds, path):
     """Left: what the two searches of the first seed found, accuracy against cycles. Right: share of winners with 5x5 in each stage."""
-    figure, axes = plots.new_figure(2)
+    figure, axes = pictures.new_figure(2)
     for (name, label), marker, line in zip(COSTS.items(), 'os', ('--', '-'), strict=True):
         x, y = zip(*first[name], strict=True)
         style = {'marker': marker, 'linestyle': line, 'color': 'black', 'markersize': 4, 'linewidth': 1, 'markerfacecolor': 'white'}
@@ -76,7 +77,7 @@ def draw(space, first, shares, seeds, path):
         )
     axes[1].set(xlabel='stage', ylabel=f'winners with 5x5, % of {seeds} seeds', ylim=(0, 100))
     axes[1].legend(frameon=False, fontsize=7, loc='upper left')
-    plots.save(figure, path)
+    pictures.save(figure, path)
 
 
 def compare(space, table, config, candidates) -> None:

@@ -24,11 +24,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import jax
 
 from configs import search as configs
-from efficientnet_jax import allocator
-from efficientnet_jax.experiment import architecture_of
+from efficientnet_jax.runs import allocator
 from efficientnet_jax.search.outputs import table
 from efficientnet_jax.study import methods, points
-from efficientnet_jax.train import train
+from efficientnet_jax.training.experiment import architecture_of
+from efficientnet_jax.training.loop import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -46,7 +46,7 @@ def arguments():
 def ours(args):
     """-> ({mode: function that starts one step}, function that waits for what the last one returned, device)."""
     sys.path.insert(0, str(ROOT))
-    from efficientnet_jax.allocator import keep_freed_memory
+    from efficientnet_jax.runs.allocator import keep_freed_memory
 
     keep_freed_memory()
     import functools
@@ -55,8 +55,8 @@ def ours(args):
     import numpy as np
 
     from configs import default
-    from efficientnet_jax.experiment import experiment
-    from efficientnet_jax.step import train_step
+    from efficientnet_jax.training.experiment import experiment
+    from efficientnet_jax.training.step import train_step
 
     config = default.get_config()
     config.model, config.dtype, config.resolution = args.model, args.dtype, args.resolution

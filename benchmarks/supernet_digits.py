@@ -22,14 +22,15 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import jax
 
 from configs import digits
-from efficientnet_jax import allocator, architectures, counting
+from efficientnet_jax import architectures, counting
+from efficientnet_jax.runs import allocator
 from efficientnet_jax.search import space as spaces
 from efficientnet_jax.search import supernet_train
-from efficientnet_jax.search.full import worded
+from efficientnet_jax.search.finalists import worded
 from efficientnet_jax.search.objective import Objective
-from efficientnet_jax.search.rank import spearman
+from efficientnet_jax.search.rank_correlation import spearman
 from efficientnet_jax.search.strategies import Evolution, Seen
-from efficientnet_jax.train import train
+from efficientnet_jax.training.loop import train
 
 
 def setting():

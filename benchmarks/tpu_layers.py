@@ -23,8 +23,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from configs import b0
-from efficientnet_jax import aot, architectures, hlo_cost
-from efficientnet_jax.experiment import experiment
+from efficientnet_jax import architectures
+from efficientnet_jax.tpu import aot, hlo_cost
+from efficientnet_jax.training.experiment import experiment
 
 IMAGES, CHIP = 128, 'v5e:1x1'
 SIGMOIDS = {

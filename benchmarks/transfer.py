@@ -23,7 +23,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import jax
 
 from configs import transfer
-from efficientnet_jax.train import train
+from efficientnet_jax.training.loop import train
 
 
 def run(init_from: str | None, seed: int, steps: int, data_dir: str) -> tuple[float, float]:

@@ -101,7 +101,7 @@ def get_config() -> ConfigDict:
     config.mesh.spatial = 1  # devices that split image height
     config.mesh.shard_state = False  # split optimiser state and moving average over mesh.data: less memory, for L2
 
-    # Export (--mode=export), see efficientnet_jax/export.py.
+    # Export (--mode=export), see efficientnet_jax/export/export.py.
     config.export = ConfigDict()
     config.export.formats = ('stablehlo', 'savedmodel')  # some of 'stablehlo', 'savedmodel', 'tflite', 'tflite_int8' (Lite models)
     config.export.pixels = False  # True: uint8 pixels in and probabilities out, normalisation inside; False: normalised in, logits out
@@ -121,7 +121,7 @@ def get_config() -> ConfigDict:
     config.study.lease_seconds = 60.0  # after which a silent worker's run is given to another
     config.study.retry = False  # try failed runs again
     config.study.xla_flops = False  # add XLA's own count of operations; seconds a network
-    config.study.cycles = False  # add estimated TPU cycles and HBM (efficientnet_jax/aot.py); a compile a network
+    config.study.cycles = False  # add estimated TPU cycles and HBM (efficientnet_jax/tpu/aot.py); a compile a network
     config.study.chip = 'v5e:1x1'  # for which they are estimated
     config.study.cycles_batch = 128  # images in the estimated step
     config.study.compiles = 100  # at most so many for cycles; one takes 10 (batch 8) to 40 s (128) for B0, an update minutes
@@ -150,7 +150,7 @@ def get_config() -> ConfigDict:
     config.supernet.largest_share = 0.0  # part of the steps that train the largest candidate; the others draw one uniformly
     config.supernet.calibration_batches = 4  # training batches that give a candidate its batch statistics before it is evaluated
 
-    # Plan: the train step compiled for a TPU slice that is not there, see efficientnet_jax/plan.py.
+    # Plan: the train step compiled for a TPU slice that is not there, see efficientnet_jax/tpu/planner.py.
     config.plan = ConfigDict()
     config.plan.topology = 'v5e:2x2'  # generation and shape in chips: v2, v3, v5e, v6e with two axes, v4 and v5p with three
     config.plan.search = False  # plan the largest batch that fits in place of batch_size

@@ -1,36 +1,16 @@
-"""Width, depth and resolution scaling of an architecture, and the released rounding rules.
+"""Width, depth and resolution scaling of an architecture: EfficientNet, arXiv 1905.11946, section 3. Standard library only.
 
-Source of the rules: EfficientNet, arXiv 1905.11946, section 3, and tensorflow/tpu models/official/efficientnet/efficientnet_model.py
-(round_filters, round_repeats). Standard library only.
+The rounding rules are in architectures/rounding.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import typing
 
-if typing.TYPE_CHECKING:
-    from efficientnet_jax.architectures import Architecture
+from efficientnet_jax.architectures import Architecture
 
 # Grid search on B0 with phi = 1 (arXiv 1905.11946, section 4): depth, width, resolution.
 ALPHA, BETA, GAMMA = 1.2, 1.1, 1.15
-
-
-def round_filters(filters: int, width: float, divisor: int = 8) -> int:
-    """Number of filters after width scaling: nearest multiple of `divisor`, never more than 10 % below filters * width."""
-    if width == 1.0:
-        return filters
-    scaled = filters * width
-    rounded = max(divisor, int(scaled + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * scaled else rounded
-
-
-def round_repeats(repeats: int, depth: float, rounding: str = 'ceil') -> int:
-    """Number of block repeats after depth scaling. The released models round up; 'round' is for studies (half rounds up)."""
-    if rounding == 'ceil':
-        return math.ceil(depth * repeats)
-    return max(1, math.floor(depth * repeats + 0.5))
 
 
 def scale(architecture: Architecture, *, depth: float = 1.0, width: float = 1.0, resolution: float = 1.0) -> Architecture:

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from efficientnet_jax import architectures
-from efficientnet_jax.experiment import architecture_of, experiment
+from efficientnet_jax.training.experiment import architecture_of, experiment
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = sorted(p.stem for p in ROOT.joinpath('configs').glob('*.py') if p.stem not in ('__init__', 'transfer'))

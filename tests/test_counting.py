@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from efficientnet_jax import architectures, counting, scaling
+from efficientnet_jax.architectures import rounding
 
 # name: (parameters, multiply-adds at the model's own resolution, blocks)
 PINNED = {
@@ -103,19 +104,19 @@ def test_stem_head_and_outer_repeats_of_lite_are_fixed():
     ],
 )
 def test_round_filters(width, stem, head):
-    assert (scaling.round_filters(32, width), scaling.round_filters(1280, width)) == (stem, head)
+    assert (rounding.round_filters(32, width), rounding.round_filters(1280, width)) == (stem, head)
 
 
 def test_round_filters_never_falls_more_than_a_tenth():
     for filters in range(8, 400, 4):
         for width in (0.5, 0.75, 1.1, 1.4):
-            rounded = scaling.round_filters(filters, width)
+            rounded = rounding.round_filters(filters, width)
             assert rounded % 8 == 0 and rounded >= min(8, 0.9 * filters * width)
 
 
 def test_round_repeats():
-    assert [scaling.round_repeats(3, d) for d in (1.0, 1.1, 1.4, 3.1)] == [3, 4, 5, 10]
-    assert [scaling.round_repeats(3, d, 'round') for d in (1.0, 1.1, 1.5, 3.1)] == [3, 3, 5, 9]
+    assert [rounding.round_repeats(3, d) for d in (1.0, 1.1, 1.4, 3.1)] == [3, 4, 5, 10]
+    assert [rounding.round_repeats(3, d, 'round') for d in (1.0, 1.1, 1.5, 3.1)] == [3, 3, 5, 9]
 
 
 # arXiv 1905.11946 tables 3 and 7; multiply-adds in billions counted exactly, the single-dimension rows of ResNet-50 are swapped in print.

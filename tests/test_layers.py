@@ -1,35 +1,14 @@
-"""Imports go one way: a module may import modules of lower layers only (see README, layout)."""
+"""The rooms of the package stand in one order, and a room imports only what stands before it."""
 
 import ast
 import pathlib
 
-LAYERS = {
-    0: ('architectures', 'counting', 'scaling', 'quiet'),
-    1: ('models', 'data', 'jaxpr_count'),
-    2: (
-        'allocator',
-        'hosts',
-        'mesh',
-        'losses',
-        'optim',
-        'state',
-        'step',
-        'checkpoint',
-        'report',
-        'plots',
-        'progress',
-        'report_page',
-        'mistakes',
-        'experiment',
-        'augment_device',
-        'hlo_cost',
-        'aot',
-    ),
-    3: ('weights', 'train', 'evaluate', 'predict', 'export', 'export_tflite', 'plan', 'search', 'storages', 'claims', 'trials', 'study'),
-}
-LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
+SURFACE = ('errors', 'architectures', 'scaling', 'counting')  # at the top of the package; the standard library alone
+ROOMS = (
+    *SURFACE, 'models', 'data', 'runs', 'reporting', 'weights', 'evaluation', 'training', 'tpu', 'export', 'queue', 'study', 'search', 'cli',
+)  # fmt: skip
+APART = {('data', 'models')}  # in order, and yet neither imports the other
 PACKAGE = pathlib.Path(__file__).parents[1] / 'efficientnet_jax'
-STANDARD_LIBRARY_ONLY = LAYERS[0]
 HEAVY = {'tensorflow', 'tensorflow_datasets', 'torch', 'keras', 'matplotlib', 'optuna', 'libtpu', 'sklearn'}
 
 
@@ -46,25 +25,32 @@ def imports(path, top_level=False):
 
 
 def files():
+    """(room, file) of all files but the package's own two."""
     for path in sorted(PACKAGE.rglob('*.py')):
-        module = path.relative_to(PACKAGE).with_suffix('').parts[0]
-        if module != '__init__':
-            yield module, path
+        room = path.relative_to(PACKAGE).with_suffix('').parts[0]
+        if room not in ('__init__', '__main__'):
+            yield room, path
 
 
-def test_every_module_has_a_layer_and_imports_lower_ones_only():
-    for module, path in files():
-        assert module in LAYER, f'{path}: give {module} a layer'
+def test_a_room_imports_rooms_before_it_only():
+    for room, path in files():
+        assert room in ROOMS, f'{path}: give {room} its place in ROOMS'
         for name in imports(path):
             parts = name.split('.')
-            if parts[0] == 'efficientnet_jax' and len(parts) > 1 and parts[1] != module:
-                lower = LAYER[parts[1]] <= LAYER[module]
-                assert lower and {module, parts[1]} != {'models', 'data'}, f'{path} must not import {name}'
+            if parts[0] == 'efficientnet_jax' and len(parts) > 1 and parts[1] != room and parts[1] != '__version__':
+                before = ROOMS.index(parts[1]) < ROOMS.index(room)
+                assert before and (room, parts[1]) not in APART, f'{path} must not import {name}'
 
 
-def test_layer_0_needs_the_standard_library_only():
-    for module, path in files():
-        if module in STANDARD_LIBRARY_ONLY:
+def test_the_top_holds_the_surface_alone():
+    top = {path.stem for path in PACKAGE.glob('*.py')} | {path.name for path in PACKAGE.iterdir() if (path / '__init__.py').exists()}
+    assert top - {'__init__', '__main__'} <= set(ROOMS)
+    assert {path.stem for path in PACKAGE.glob('*.py')} - {'__init__', '__main__'} <= set(SURFACE)
+
+
+def test_the_surface_needs_the_standard_library_only():
+    for room, path in files():
+        if room in SURFACE:
             assert not {'jax', 'flax', 'numpy', 'optax'} & {name.split('.')[0] for name in imports(path)}, path
 
 

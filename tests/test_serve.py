@@ -17,8 +17,8 @@ import pytest
 
 from efficientnet_jax import architectures, models
 from efficientnet_jax.data.preprocess import LITE, Preprocess
-from efficientnet_jax.export import Served, write_stablehlo
-from efficientnet_jax.weights.workdir import write_description
+from efficientnet_jax.export.export import Served, write_stablehlo
+from efficientnet_jax.weights.from_workdir import write_description
 from examples import serve
 from tests import tiny  # noqa: F401 gives 'tiny' its row
 

@@ -5,9 +5,10 @@ Every batch is a function of (seed, step) alone (data/order.py), so there is no 
 
 import numpy as np
 
-from efficientnet_jax.data import augment_host, crops, decode, order, policies
+from efficientnet_jax.data import crops, decode, order
+from efficientnet_jax.data.augment import host, policies
+from efficientnet_jax.data.augment.policies import Augment
 from efficientnet_jax.data.batches import Batches, UnreadableExamples
-from efficientnet_jax.data.policies import Augment
 from efficientnet_jax.data.prefetch import prefetch
 
 __all__ = ['UnreadableExamples', 'eval_batches', 'prefetch', 'train_batches']
@@ -62,7 +63,7 @@ def train_batches(
 
     def image(encoded, orientation, draws):
         pixels = crops.train_image(encoded, orientation, draws['seed'], resolution, interpolation, augment)
-        return augment_host.apply(pixels, draws['ops']) if augment.policy is not None and augment.on == 'host' else pixels
+        return host.apply(pixels, draws['ops']) if augment.policy is not None and augment.on == 'host' else pixels
 
     on_device = {
         'ops': augment.policy is not None and augment.on == 'device',

@@ -25,10 +25,12 @@ import statistics
 import sys
 import time
 
-from efficientnet_jax import aot, architectures, report
+from efficientnet_jax import architectures
 from efficientnet_jax.architectures import Architecture, Block
-from efficientnet_jax.scaling import round_repeats
+from efficientnet_jax.architectures.rounding import round_repeats
+from efficientnet_jax.runs import record
 from efficientnet_jax.search.space import Candidate, Space
+from efficientnet_jax.tpu import aot
 
 PARTS = ('op', 'expand', 'kernel', 'se', 'filters', 'skip')  # of a stage, all but repeats
 
@@ -75,8 +77,8 @@ class CycleTable:
             path = os.path.join(self._folder, f'network{i}.json')
             if not os.path.exists(path):
                 os.makedirs(self._folder, exist_ok=True)
-                report.write_json(path, self._compile(i))
-            self._known |= {key: cycles for key, cycles in report.read_json(path).items() if self._from[key] == i}
+                record.write_json(path, self._compile(i))
+            self._known |= {key: cycles for key, cycles in record.read_json(path).items() if self._from[key] == i}
             self._read.add(i)
 
     def _compile(self, i: int) -> dict[str, float]:

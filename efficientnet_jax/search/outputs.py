@@ -10,12 +10,12 @@ import os
 import textwrap
 from typing import Any
 
-from efficientnet_jax import report
-from efficientnet_jax.experiment import as_dict
-from efficientnet_jax.report import RUNTIME_KNOBS, flatten
+from efficientnet_jax.runs import record
+from efficientnet_jax.runs.record import RUNTIME_KNOBS, flatten
 from efficientnet_jax.search import plots
 from efficientnet_jax.search.objective import pareto_front
-from efficientnet_jax.search.setting import Setting
+from efficientnet_jax.search.settings import Setting
+from efficientnet_jax.training.experiment import as_dict
 
 Record = dict[str, Any]
 SHARES = ('accuracy', 'proxy', 'full', 'lowest', 'highest', 'seed_deviation')
@@ -25,7 +25,7 @@ FRONT = ('hash', 'arm', 'slot', 'cost', 'accuracy', 'reward')
 def write_trials(folder: str, records: list[Record]) -> None:
     """One line a slot."""
     os.makedirs(folder, exist_ok=True)
-    report.write_text(os.path.join(folder, 'trials.jsonl'), ''.join(json.dumps(record) + '\n' for record in records))
+    record.write_text(os.path.join(folder, 'trials.jsonl'), ''.join(json.dumps(one) + '\n' for one in records))
 
 
 def write(folder: str, config, found: Setting, records: list[Record]) -> dict[str, Any]:
@@ -34,8 +34,8 @@ def write(folder: str, config, found: Setting, records: list[Record]) -> dict[st
     best = best_ones(records)
     front = pareto_front(best, lambda one: one['cost'], lambda one: one['accuracy'])
     rows = [{name: one[name] for name in FRONT} for one in front]
-    report.write_text(os.path.join(folder, 'front.csv'), report.csv_text(rows))
-    report.write_text(
+    record.write_text(os.path.join(folder, 'front.csv'), record.csv_text(rows))
+    record.write_text(
         os.path.join(folder, 'front.json'),
         json.dumps([row | {'candidate': one['candidate']} for row, one in zip(rows, front, strict=True)]),
     )
@@ -113,7 +113,7 @@ def write_winner(folder: str, config, found: Setting, one: Record, how: str, whe
         ]
     )
     os.makedirs(folder, exist_ok=True)
-    report.write_text(os.path.join(folder, 'winner.py'), text + '\n')
+    record.write_text(os.path.join(folder, 'winner.py'), text + '\n')
 
 
 # Knobs that do not decide a result but are set for a data set.
@@ -161,7 +161,7 @@ def table(headings: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
 def write_table(folder: str, name: str, text: str, content: dict[str, Any]) -> dict[str, Any]:
     """NAME.md, NAME.csv and NAME.json; the content without its rows, for result.json."""
     os.makedirs(folder, exist_ok=True)
-    report.write_text(os.path.join(folder, f'{name}.md'), text)
-    report.write_text(os.path.join(folder, f'{name}.csv'), report.csv_text(content['rows']))
-    report.write_text(os.path.join(folder, f'{name}.json'), json.dumps(content, indent=2))
+    record.write_text(os.path.join(folder, f'{name}.md'), text)
+    record.write_text(os.path.join(folder, f'{name}.csv'), record.csv_text(content['rows']))
+    record.write_text(os.path.join(folder, f'{name}.json'), json.dumps(content, indent=2))
     return {key: value for key, value in content.items() if key != 'rows'}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from efficientnet_jax.plots import LINES, logarithmic, new_figure, save
+from efficientnet_jax.reporting.pictures import LINES, logarithmic, new_figure, save
 from efficientnet_jax.search.objective import COSTS, Objective
 
 MARKERS = ('o', 'x')

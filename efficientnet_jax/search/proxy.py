@@ -17,13 +17,14 @@ from typing import Any
 
 import jax
 
-from efficientnet_jax import aot, hosts, report
 from efficientnet_jax.data import sources
-from efficientnet_jax.evaluate import evaluate_state
-from efficientnet_jax.experiment import as_dict, experiment
-from efficientnet_jax.optim import Horizon
+from efficientnet_jax.evaluation.evaluate import evaluate_state
+from efficientnet_jax.runs import hosts, record
 from efficientnet_jax.search.space import Candidate, Space
-from efficientnet_jax.train import NotFinite, train
+from efficientnet_jax.tpu import aot
+from efficientnet_jax.training.experiment import as_dict, experiment
+from efficientnet_jax.training.loop import NotFinite, train
+from efficientnet_jax.training.optim import Horizon
 
 # (rung from 0, accuracy, seconds of an update or None) -> whether the candidate goes on; every process of a worker calls it.
 GoOn = Callable[[int, float, float | None], bool]
@@ -111,8 +112,8 @@ def evaluate(config, space: Space, candidate: Candidate, folder: str, go_on: GoO
 def trained(one, folder: str, go_on: GoOn | None, rungs: list[int], knobs) -> dict[str, Any]:
     """As evaluate, for any config of a candidate; knobs: config.search."""
     path, began = os.path.join(folder, RESULT), time.monotonic()
-    identity = report.config_hash(as_dict(one))
-    known = hosts.on_first(lambda: report.read_json(path) if os.path.exists(path) else None)
+    identity = record.config_hash(as_dict(one))
+    known = hosts.on_first(lambda: record.read_json(path) if os.path.exists(path) else None)
     if known is not None:
         if known['config_hash'] != identity:
             raise ValueError(f'{folder} holds the candidate under another config; choose another --workdir, or remove {folder}.')
@@ -130,7 +131,7 @@ def trained(one, folder: str, go_on: GoOn | None, rungs: list[int], knobs) -> di
     found['seconds'] = round(time.monotonic() - began, 1)
 
     def keep():
-        report.write_json(path, found | {'config_hash': identity})
+        record.write_json(path, found | {'config_hash': identity})
         if not knobs.keep_checkpoints:
             shutil.rmtree(os.path.join(folder, 'checkpoints'), ignore_errors=True)
 

@@ -30,7 +30,7 @@ from efficientnet_jax import models
 from efficientnet_jax.architectures import Architecture
 from efficientnet_jax.models.batch_norm import ACTIVATIONS, BatchNorm
 from efficientnet_jax.models.mbconvnet import REMAT, conv_init, convolve, dense_init, depthwise_init
-from efficientnet_jax.search.active import Active, StageTable, active_blocks, draw, largest, tables
+from efficientnet_jax.search.masks import Active, StageTable, active_blocks, draw, largest, tables
 from efficientnet_jax.search.space import Space
 
 

@@ -18,18 +18,18 @@ import os
 import jax
 import jax.numpy as jnp
 
-from efficientnet_jax import experiment as experiments
-from efficientnet_jax import hosts, report
-from efficientnet_jax.checkpoint import Checkpoints
 from efficientnet_jax.data import pipeline, sources
-from efficientnet_jax.experiment import Experiment
-from efficientnet_jax.mesh import put, replicated
-from efficientnet_jax.search.active import largest, smallest
+from efficientnet_jax.runs import hosts, record
+from efficientnet_jax.runs.checkpoint import Checkpoints
+from efficientnet_jax.runs.mesh import put, replicated
+from efficientnet_jax.search.masks import largest, smallest
 from efficientnet_jax.search.space import Candidate, Space
 from efficientnet_jax.search.supernet import Supernet
-from efficientnet_jax.state import TrainState
-from efficientnet_jax.step import Recipe, eval_step, train_inputs
-from efficientnet_jax.train import train
+from efficientnet_jax.training import experiment as experiments
+from efficientnet_jax.training.experiment import Experiment
+from efficientnet_jax.training.loop import train
+from efficientnet_jax.training.state import TrainState
+from efficientnet_jax.training.step import Recipe, eval_step, train_inputs
 
 
 def scaled(space: Space, config) -> Space:
@@ -62,9 +62,9 @@ def train_supernet(config, space: Space, workdir: str) -> tuple[TrainState, Expe
     def check():
         os.makedirs(workdir, exist_ok=True)
         path = os.path.join(workdir, 'supernet.json')
-        if os.path.exists(path) and report.read_json(path) != identity:
-            raise ValueError(f'workdir={workdir} holds the supernet {report.read_json(path)}, not {identity}; choose another --workdir.')
-        report.write_json(path, identity)
+        if os.path.exists(path) and record.read_json(path) != identity:
+            raise ValueError(f'workdir={workdir} holds the supernet {record.read_json(path)}, not {identity}; choose another --workdir.')
+        record.write_json(path, identity)
 
     hosts.on_first(check)
 

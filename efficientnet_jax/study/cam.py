@@ -12,10 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from efficientnet_jax import plots, report, report_page, weights
+from efficientnet_jax import weights
 from efficientnet_jax.data.imagenet_classes import class_names as imagenet_names
-from efficientnet_jax.experiment import as_dict
-from efficientnet_jax.predict import find, read
+from efficientnet_jax.evaluation.predict import find, read
+from efficientnet_jax.reporting import page, pictures
+from efficientnet_jax.runs import record
+from efficientnet_jax.training.experiment import as_dict
 from efficientnet_jax.weights.load import Pretrained
 
 
@@ -42,11 +44,11 @@ def cam(config, workdir: str) -> dict[str, Any]:
         {name: {'class': maps[i]['class'], 'probability': maps[i]['probability']} for name, maps in columns} for i in range(len(paths))
     ]
     facts = {'kind': 'cam', 'images': dict(zip(paths, found, strict=True))}
-    result = report.result('study', as_dict(config), 0, facts, len(paths), time.monotonic() - began)
+    result = record.result('study', as_dict(config), 0, facts, len(paths), time.monotonic() - began)
     if jax.process_index() == 0:
         os.makedirs(os.path.dirname(picture), exist_ok=True)
         draw(paths, columns, picture)
-        report_page.leave(workdir, result, as_dict(config))
+        page.leave(workdir, result, as_dict(config))
         print(picture)
     return result
 
@@ -100,4 +102,4 @@ def draw(paths: list[str], columns: list[tuple[str, list[dict[str, Any]]]], pict
             axes[i, j].imshow(shown.astype(np.uint8))
             axes[i, j].contour(wide, levels=[0.5], colors='white', linewidths=0.8)
             axes[i, j].set_title(f'{name}: {found["class"].split(",")[0]} {found["probability"]:.0%}', fontsize=8)
-    plots.save(figure, picture)
+    pictures.save(figure, picture)

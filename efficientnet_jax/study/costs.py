@@ -14,10 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from efficientnet_jax import aot, jaxpr_count, models, report
+from efficientnet_jax import models
 from efficientnet_jax.architectures import Architecture
-from efficientnet_jax.experiment import as_dict
+from efficientnet_jax.runs import record
 from efficientnet_jax.study import methods, points
+from efficientnet_jax.tpu import aot, jaxpr_count
+from efficientnet_jax.training.experiment import as_dict
 
 COMPILES = 8  # that solving for one target in cycles may take; the interpolation takes 3 to 5
 
@@ -85,18 +87,18 @@ class Costs:
             kept = {key: compute()}
             if jax.process_index() == 0:
                 os.makedirs(os.path.dirname(self._path), exist_ok=True)
-                report.write_text(self._path, json.dumps(self._kept() | kept, indent=2) + '\n')
+                record.write_text(self._path, json.dumps(self._kept() | kept, indent=2) + '\n')
         return kept[key]
 
     def _kept(self) -> dict[str, dict[str, Any]]:
-        return report.read_json(self._path) if os.path.exists(self._path) else {}
+        return record.read_json(self._path) if os.path.exists(self._path) else {}
 
     def _key(self, architecture: Architecture, what: str) -> str:
         return f'{points.network(architecture)} {self._num_classes} classes {what}'
 
     def _cycles_key(self, architecture: Architecture) -> str:
         knobs = self._knobs
-        step = f'update {report.config_hash(as_dict(self._config))}' if knobs.cycles_train else 'evaluation'
+        step = f'update {record.config_hash(as_dict(self._config))}' if knobs.cycles_train else 'evaluation'
         return self._key(
             architecture, f'cycles {knobs.chip} batch {knobs.cycles_batch} {step} {self._config.dtype} libtpu {aot.libtpu_version()}'
         )

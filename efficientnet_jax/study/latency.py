@@ -14,10 +14,12 @@ import sys
 import time
 from typing import Any
 
-from efficientnet_jax import architectures, report, report_page
-from efficientnet_jax.experiment import as_dict
+from efficientnet_jax import architectures
+from efficientnet_jax.reporting import page
+from efficientnet_jax.runs import record
 from efficientnet_jax.study import plots, rows
 from efficientnet_jax.study.points import Point, Printed
+from efficientnet_jax.training.experiment import as_dict
 
 TITLE = 'CPU latency: one image, one core, warm (table 4)'
 # Table 4, seconds on one core of a Xeon E5-2690; the models that it sets beside them (ResNet-152, GPipe) are not built here.
@@ -53,8 +55,8 @@ def latency(config, workdir: str) -> dict[str, Any]:
     facts = {'kind': 'latency', 'machine': machine, 'seconds': {row['point']: row['latency'] for row in table}}
     print(rows.save(folder, 'latency', table, TITLE, notes, facts), end='')
     plots.draw(table, os.path.join(folder, 'latency'), TITLE, 'latency')
-    result = report.result('study', as_dict(config), 0, facts, 0, time.monotonic() - began)
-    report_page.leave(workdir, result, as_dict(config))
+    result = record.result('study', as_dict(config), 0, facts, 0, time.monotonic() - began)
+    page.leave(workdir, result, as_dict(config))
     return result
 
 
@@ -74,7 +76,7 @@ def row(architecture, line: dict[str, Any]) -> dict[str, Any]:
 
 def measured(path: str, machine: str) -> dict[str, dict[str, Any]]:
     """{model: its line} of what was measured on this machine."""
-    return {line['model']: line for line in report.read_jsonl(path) if line['machine'] == machine}
+    return {line['model']: line for line in record.read_jsonl(path) if line['machine'] == machine}
 
 
 def measure(model: str, runs: int) -> list[float]:

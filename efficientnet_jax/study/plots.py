@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from efficientnet_jax.plots import logarithmic, new_figure, save
+from efficientnet_jax.reporting.pictures import logarithmic, new_figure, save
 
 STYLES = (('o', '-'), ('s', '--'), ('^', ':'), ('D', '-.'), ('v', (0, (5, 1))), ('x', (0, (1, 3))), ('P', (0, (3, 1, 1, 1))))
 COSTS = {'macs': 'multiply-adds', 'activations': 'activations', 'params': 'parameters', 'cycles': 'estimated cycles'}

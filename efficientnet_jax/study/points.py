@@ -7,7 +7,7 @@ import hashlib
 from typing import Any, NamedTuple
 
 from efficientnet_jax import architectures, counting, scaling
-from efficientnet_jax.architectures import Architecture
+from efficientnet_jax.architectures import Architecture, rounding
 
 
 class Printed(NamedTuple):
@@ -51,7 +51,7 @@ class Point:
             return scaled
         rows = list(scaled.stages)
         for i in range(max(0, len(rows) - self.late_stages), len(rows)):
-            rows[i] = dataclasses.replace(rows[i], repeats=scaling.round_repeats(rows[i].repeats, self.depth, scaled.depth_rounding))
+            rows[i] = dataclasses.replace(rows[i], repeats=rounding.round_repeats(rows[i].repeats, self.depth, scaled.depth_rounding))
         return dataclasses.replace(scaled, stages=tuple(rows))
 
     @property

@@ -17,11 +17,12 @@ from typing import Any
 
 import jax
 
-from efficientnet_jax import hosts, report, trials
 from efficientnet_jax.data import sources
-from efficientnet_jax.experiment import architecture_of, as_dict, experiment
+from efficientnet_jax.queue import trials
+from efficientnet_jax.runs import hosts, record
 from efficientnet_jax.study.points import Point, knobs, network
-from efficientnet_jax.train import train
+from efficientnet_jax.training.experiment import architecture_of, as_dict, experiment
+from efficientnet_jax.training.loop import train
 
 # Knobs of config.study that do not decide which points there are and how they are trained.
 RUNTIME = ('train', 'seeds', 'storage', 'name', 'lease_seconds', 'retry', 'xla_flops', 'cycles', 'compiles', 'images', 'checkpoints')
@@ -61,7 +62,7 @@ def hosts_queue(config, workdir: str, runs: dict[str, dict[str, Any]]) -> trials
 
     def open_it():
         settings = {k: v for k, v in as_dict(config.study).items() if k not in RUNTIME}
-        settings = report.flatten(report.recipe_of(as_dict(config)) | {'study': settings})
+        settings = record.flatten(record.recipe_of(as_dict(config)) | {'study': settings})
         storage = config.study.storage or f'journal:{os.path.join(os.path.abspath(workdir), "study", "trials.journal")}'
         queue = trials.open_study(storage, config.study.name or config.study.kind, settings, lease_seconds=config.study.lease_seconds)
         if config.study.retry:

@@ -244,9 +244,9 @@ def _folder(path):
     """A workdir or checkpoint of this project, or a downloaded repository."""
     inside = sorted(os.listdir(path))
     if 'checkpoints' in inside or '_CHECKPOINT_METADATA' in inside:
-        from efficientnet_jax.weights import workdir
+        from efficientnet_jax.weights import from_workdir
 
-        return File(path, 'checkpoint', *workdir.read(path))
+        return File(path, 'checkpoint', *from_workdir.read(path))
     for name in ('model.safetensors', 'pytorch_model.bin'):
         if name in inside:
             return read(os.path.join(path, name))

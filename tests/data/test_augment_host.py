@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from efficientnet_jax.data import augment_host, policies
+from efficientnet_jax.data.augment import host, policies
 from tests.data import reference_ops
 from tests.data.image_files import photo
 
@@ -20,7 +20,7 @@ def run(image, op, value, centre=(0.3, 0.6)):
     import tensorflow as tf
 
     ops = np.array([[policies.NUMBER[op], value, *centre]], np.float32)
-    return augment_host.apply(tf.constant(image), tf.constant(ops)).numpy()
+    return host.apply(tf.constant(image), tf.constant(ops)).numpy()
 
 
 def assert_close(ours, expected, op):
@@ -93,4 +93,4 @@ def test_layers_follow_each_other():
     image = IMAGES['photo']
     ops = np.array([[policies.NUMBER['Invert'], 0, 0, 0], [policies.NUMBER['Posterize'], 4, 0, 0]], np.float32)
     expected = (255 - image) >> 4 << 4
-    np.testing.assert_array_equal(augment_host.apply(tf.constant(image), tf.constant(ops)).numpy(), expected)
+    np.testing.assert_array_equal(host.apply(tf.constant(image), tf.constant(ops)).numpy(), expected)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from efficientnet_jax.data import pipeline
+from efficientnet_jax.data.augment.policies import Augment
 from efficientnet_jax.data.pipeline import UnreadableExamples, eval_batches, train_batches
-from efficientnet_jax.data.policies import Augment
 from efficientnet_jax.data.preprocess import Preprocess
 from efficientnet_jax.data.sources import open_source
 from tests.data.image_files import encode, photo, write_folder

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from efficientnet_jax.data import order, policies
-from efficientnet_jax.data.policies import Augment
+from efficientnet_jax.data import order
+from efficientnet_jax.data.augment import policies
+from efficientnet_jax.data.augment.policies import Augment
 
 RAND = Augment(policy='randaugment')
 AUTO = Augment(policy='autoaugment')

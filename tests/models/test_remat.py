@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from efficientnet_jax import hlo_cost
 from efficientnet_jax.architectures import Architecture, Stage
 from efficientnet_jax.models import REMAT, build
+from efficientnet_jax.tpu import hlo_cost
 
 NET = Architecture('two', (Stage(2, 3, 1, 2, 8),), stem=8, head=16, drop_path=0.5)
 
@@ -51,7 +51,7 @@ def test_remat_changes_nothing_but_memory(without, remat):
 
 def test_an_unknown_policy_is_an_error():
     from configs import default
-    from efficientnet_jax.experiment import experiment
+    from efficientnet_jax.training.experiment import experiment
 
     config = default.get_config()
     config.remat = 'all'

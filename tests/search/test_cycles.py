@@ -9,9 +9,9 @@ import pytest
 import scipy.stats
 
 from configs import default
-from efficientnet_jax import aot
 from efficientnet_jax.search import cycles
 from efficientnet_jax.search import space as spaces
+from efficientnet_jax.tpu import aot
 
 FULL = spaces.get('efficientnet')
 SMALL = dataclasses.replace(

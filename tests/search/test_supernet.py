@@ -13,7 +13,7 @@ import pytest
 
 from efficientnet_jax import architectures, models
 from efficientnet_jax.architectures import Stage
-from efficientnet_jax.search.active import draw, largest, smallest
+from efficientnet_jax.search.masks import draw, largest, smallest
 from efficientnet_jax.search.space import Space
 from efficientnet_jax.search.supernet import Supernet, slice_weights
 

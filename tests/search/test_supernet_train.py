@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from efficientnet_jax import models, report
+from efficientnet_jax import models
+from efficientnet_jax.runs import record
 from efficientnet_jax.search import supernet_train
-from efficientnet_jax.search.active import largest, smallest
+from efficientnet_jax.search.masks import largest, smallest
 from efficientnet_jax.search.space import Space
 from efficientnet_jax.search.supernet import slice_weights
-from efficientnet_jax.step import eval_step
+from efficientnet_jax.training.step import eval_step
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings('ignore::ResourceWarning', 'ignore::DeprecationWarning')
@@ -33,7 +34,7 @@ def setting(data_dir):
 def test_resume_and_scores(tmp_path, data_dir):
     config, space = setting(data_dir)
     whole, exp = supernet_train.train_supernet(config, space, str(tmp_path / 'whole'))
-    result = report.read_json(str(tmp_path / 'whole' / 'result.json'))
+    result = record.read_json(str(tmp_path / 'whole' / 'result.json'))
     assert result['step'] == 4 and set(result['metrics']) == {'eval', 'eval_smallest'}
 
     # What a run leaves that was killed after the checkpoint of step 2 goes on to the same bits.
@@ -41,7 +42,7 @@ def test_resume_and_scores(tmp_path, data_dir):
     shutil.rmtree(tmp_path / 'cut' / 'checkpoints' / '4')
     os.remove(tmp_path / 'cut' / 'result.json')
     again, _ = supernet_train.train_supernet(config, space, str(tmp_path / 'cut'))
-    assert report.read_json(str(tmp_path / 'cut' / 'result.json'))['examples'] == 2 * config.batch_size
+    assert record.read_json(str(tmp_path / 'cut' / 'result.json'))['examples'] == 2 * config.batch_size
     jax.tree.map(np.testing.assert_array_equal, whole, again)
 
     evaluator = supernet_train.Evaluator(exp, config)

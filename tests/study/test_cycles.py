@@ -7,8 +7,9 @@ import re
 import pytest
 
 from configs import study as configs
-from efficientnet_jax import aot, architectures
+from efficientnet_jax import architectures
 from efficientnet_jax.study import methods, points, study
+from efficientnet_jax.tpu import aot
 
 B0 = architectures.get('efficientnet_b0')
 

@@ -1,0 +1,1 @@
+"""Scoring and predicting with trained weights. Knows nothing of training."""

@@ -1,0 +1,1 @@
+"""A queue of evaluations that any number of processes share."""

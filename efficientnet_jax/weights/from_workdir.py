@@ -1,0 +1,65 @@
+"""Weights of a training run of this project, and the model.json beside them that says what they are."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from efficientnet_jax.architectures import Architecture
+from efficientnet_jax.data.preprocess import Preprocess
+from efficientnet_jax.runs import record
+from efficientnet_jax.runs.checkpoint import Checkpoints, read_config
+from efficientnet_jax.training.experiment import architecture_of, preprocess_of
+from efficientnet_jax.weights import description
+
+DESCRIPTION = 'model.json'
+
+
+def write_description(workdir: str, architecture: Architecture, num_classes: int, preprocess: Preprocess, class_names=None) -> None:
+    """Writes WORKDIR/model.json, from which predict, evaluate and weights.load know the model without the weights it began with."""
+    content = description.describe(architecture, num_classes, preprocess, class_names)
+    record.write_json(os.path.join(workdir, DESCRIPTION), content)
+
+
+def read_description(workdir: str | None) -> dict[str, Any] | None:
+    """The content of WORKDIR/model.json, or None where there is none."""
+    path = None if workdir is None else os.path.join(workdir, DESCRIPTION)
+    return record.read_json(path) if path and os.path.exists(path) else None
+
+
+def arrays(path: str) -> tuple[dict[str, np.ndarray], str]:
+    """({'params/stem/kernel': ...}, workdir) of the best checkpoint of a workdir, or of the checkpoint WORKDIR/checkpoints/STEP.
+
+    The moving average where there is one. Raises ValueError without a complete checkpoint, checkpoint.Damaged when its bits changed.
+    """
+    path = os.path.abspath(path)
+    inside = os.path.isdir(os.path.join(path, 'checkpoints'))
+    directory = os.path.join(path, 'checkpoints') if inside else os.path.dirname(path)
+    checkpoints = Checkpoints(directory, read_only=True)
+    step = checkpoints.best_step() if inside else int(os.path.basename(path))
+    if step is None:
+        raise ValueError(f'{path} has no complete checkpoint yet; train on, or name another workdir.')
+    saved = checkpoints.restore_weights(step)
+    checkpoints.close()
+    chosen = saved.get('ema', saved)
+    leaves = jax.tree_util.tree_flatten_with_path(chosen)[0]
+    return {'/'.join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}, os.path.dirname(directory)
+
+
+def describe_old(workdir: str, num_classes: int) -> dict[str, Any] | None:
+    """The description from config.json, for a run that left no model.json; None without either."""
+    content = read_config(workdir)
+    if content is None:
+        return None
+    config = ml_collections.ConfigDict(content)
+    return description.describe(architecture_of(config), num_classes, preprocess_of(config))
+
+
+def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
+    """(arrays by their names here, description) of a workdir or a checkpoint in it."""
+    found, workdir = arrays(path)
+    return found, read_description(workdir) or describe_old(workdir, found['params/classifier/bias'].shape[0])
