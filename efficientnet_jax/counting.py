@@ -11,6 +11,7 @@ from __future__ import annotations
 import typing
 
 from efficientnet_jax.architectures import Architecture, Block
+from efficientnet_jax.errors import UserError
 
 
 class Layer(typing.NamedTuple):
@@ -29,10 +30,10 @@ def count(architecture: Architecture, resolution: int | None = None, num_classes
 
 
 def layers(architecture: Architecture, resolution: int | None = None, num_classes: int = 1000) -> list[Layer]:
-    """All layers in order of execution. Raises ValueError for a resolution below 1 pixel."""
+    """All layers in order of execution. Raises UserError for a resolution below 1 pixel."""
     side = architecture.resolution if resolution is None else resolution
     if side < 1:
-        raise ValueError(f'resolution={side} must be at least 1 pixel.')
+        raise UserError(f'resolution={side} must be at least 1 pixel.')
     side = _down(side, 2)
     filters = architecture.stem_filters
     rows = [_conv('stem', architecture.stem_kernel, 3, filters, side)]

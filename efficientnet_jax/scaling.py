@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from efficientnet_jax.architectures import Architecture
+from efficientnet_jax.errors import UserError
 
 # Grid search on B0 with phi = 1 (arXiv 1905.11946, section 4): depth, width, resolution.
 ALPHA, BETA, GAMMA = 1.2, 1.1, 1.15
@@ -18,11 +19,11 @@ def scale(architecture: Architecture, *, depth: float = 1.0, width: float = 1.0,
 
     `resolution` is a multiplier of the side in pixels, rounded to the nearest pixel: 1.3 makes 224 to 291.
     For a size in pixels use `dataclasses.replace(architecture, resolution=pixels)`.
-    Raises ValueError for a multiplier that is not in (0, 16].
+    Raises UserError for a multiplier that is not in (0, 16].
     """
     for knob, value in (('depth', depth), ('width', width), ('resolution', resolution)):
         if not 0 < value <= 16:
-            raise ValueError(
+            raise UserError(
                 f'{knob}={value} must be a multiplier in (0, 16]; for pixels use dataclasses.replace(architecture, resolution=...).'
             )
     return dataclasses.replace(

@@ -9,6 +9,7 @@ import difflib
 
 from efficientnet_jax.architectures.families import ARCHITECTURES
 from efficientnet_jax.architectures.rows import OPS, SKIPS, Architecture, Block, Stage, stages
+from efficientnet_jax.errors import UserError
 
 __all__ = ['ARCHITECTURES', 'OPS', 'SKIPS', 'Architecture', 'Block', 'Stage', 'get', 'names', 'stages']
 
@@ -19,8 +20,8 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Architecture:
-    """The architecture of that name. Raises ValueError with near names."""
+    """The architecture of that name. Raises UserError with near names."""
     if name not in ARCHITECTURES:
         near = difflib.get_close_matches(name, ARCHITECTURES, n=3, cutoff=0.5) or names()
-        raise ValueError(f'model={name!r} is not an architecture; near names: {", ".join(near)}. All: architectures.names().')
+        raise UserError(f'model={name!r} is not an architecture; near names: {", ".join(near)}. All: architectures.names().')
     return ARCHITECTURES[name]

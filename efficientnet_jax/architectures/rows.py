@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from efficientnet_jax.architectures.rounding import round_filters, round_repeats
+from efficientnet_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,22 +125,22 @@ class Architecture:
 
 
 def stages(rows: Iterable[Iterable[Any]]) -> tuple[Stage, ...]:
-    """Stages from rows of plain values, the fields of Stage in order (config.stages). Raises ValueError with the row that is wrong."""
+    """Stages from rows of plain values, the fields of Stage in order (config.stages). Raises UserError with the row that is wrong."""
     made = []
     for row in rows:
         try:
             stage = Stage(*row)
         except TypeError:
-            raise ValueError(
+            raise UserError(
                 f'stages: {tuple(row)} must be {", ".join(f.name for f in dataclasses.fields(Stage))}; the last four may be left out.'
             ) from None
         if stage.op not in OPS:
-            raise ValueError(f'stages: op={stage.op!r} in {tuple(row)} must be one of {", ".join(OPS)}.')
+            raise UserError(f'stages: op={stage.op!r} in {tuple(row)} must be one of {", ".join(OPS)}.')
         if stage.skip not in SKIPS:
-            raise ValueError(f'stages: skip={stage.skip!r} in {tuple(row)} must be one of {", ".join(map(repr, SKIPS))}.')
+            raise UserError(f'stages: skip={stage.skip!r} in {tuple(row)} must be one of {", ".join(map(repr, SKIPS))}.')
         if min(stage.repeats, stage.kernel, stage.stride, stage.expand, stage.filters) < 1 or stage.kernel % 2 == 0 or stage.stride > 2:
-            raise ValueError(f'stages: {tuple(row)} must have positive numbers, an odd kernel and a stride of 1 or 2.')
+            raise UserError(f'stages: {tuple(row)} must have positive numbers, an odd kernel and a stride of 1 or 2.')
         made.append(stage)
     if not made:
-        raise ValueError('stages=() must have at least one row; None takes the stages of model.')
+        raise UserError('stages=() must have at least one row; None takes the stages of model.')
     return tuple(made)

@@ -11,6 +11,7 @@ import weakref
 import numpy as np
 
 from efficientnet_jax.data import decode
+from efficientnet_jax.errors import UserError
 
 CHUNK = 8  # examples that a thread reads at a time
 _READ = {'encoded': 'string', 'orientation': 'int32', 'label': 'int32', 'index': 'int64'}  # what a chunk holds besides the draws
@@ -119,7 +120,7 @@ class Batches:
             if self._masked:
                 return b'', 1, 0, index
             index = (index + 1) % len(self._source)
-        raise ValueError(f'{self._source.name} has no readable example.')
+        raise UserError(f'{self._source.name} has no readable example.')
 
     def _find_corrupt(self, error):
         """Tries the examples of the batch that failed one by one; raises the failure itself when they all decode."""
@@ -153,7 +154,7 @@ class Batches:
                 )
 
 
-class UnreadableExamples(ValueError):
+class UnreadableExamples(UserError):
     """More examples than allowed could not be read; the message names them all."""
 
 

@@ -10,6 +10,8 @@ import struct
 
 import numpy as np
 
+from efficientnet_jax.errors import UserError
+
 INTERPOLATIONS = ('bicubic', 'bilinear', 'bicubic_antialias', 'bilinear_antialias', 'bicubic_tf1')
 _JPEG = b'\xff\xd8\xff'
 _MAGIC = {_JPEG: 'JPEG', b'\x89PNG\r\n\x1a\n': 'PNG', b'GIF8': 'GIF', b'RIFF': 'WebP', b'BM': 'BMP'}
@@ -21,7 +23,7 @@ def mend(encoded, name='image'):
     """Image-file bytes -> (bytes that TensorFlow decodes, EXIF orientation 1..8); almost always the very same bytes.
 
     Formats that TensorFlow does not know or decodes wrongly (TIFF, BMP with a palette) are decoded with Pillow and rewritten as PNG.
-    Raises ValueError with `name` and what was seen when the bytes are empty or no image.
+    Raises UserError with `name` and what was seen when the bytes are empty or no image.
     """
     if encoded.startswith(_JPEG):
         return encoded, exif_orientation(encoded)
@@ -37,7 +39,7 @@ def mend(encoded, name='image'):
         out = io.BytesIO()
         image.convert('RGB').save(out, 'PNG', compress_level=1)
     except (OSError, SyntaxError) as e:  # Pillow's "cannot identify" is an OSError, its broken chunks are SyntaxErrors
-        raise ValueError(unreadable(encoded, name)) from e
+        raise UserError(unreadable(encoded, name)) from e
     return out.getvalue(), 1
 
 
@@ -173,6 +175,6 @@ def resize(image, resolution, interpolation):
 
 
 def check_interpolation(interpolation):
-    """Raises ValueError, listing the names, for an interpolation that does not exist."""
+    """Raises UserError, listing the names, for an interpolation that does not exist."""
     if interpolation not in INTERPOLATIONS:
-        raise ValueError(f'interpolation={interpolation!r} must be one of {", ".join(INTERPOLATIONS)}.')
+        raise UserError(f'interpolation={interpolation!r} must be one of {", ".join(INTERPOLATIONS)}.')

@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from efficientnet_jax.errors import StorageError
+
 TEST_EXAMPLES = 297
 SPLIT_SEED = 0
 
@@ -79,7 +81,7 @@ def builder(data_dir=None):
         os.makedirs(target.parent, exist_ok=True)
         private = tempfile.mkdtemp(prefix='digits_incomplete_', dir=data_dir)
     except OSError as e:
-        raise OSError(
+        raise StorageError(
             f'data_dir={data_dir!r} cannot be written ({e.strerror}); the digits data set needs 0.5 MB there. Set data_dir.'
         ) from e
     try:

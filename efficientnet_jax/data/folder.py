@@ -3,6 +3,8 @@
 import hashlib
 import os
 
+from efficientnet_jax.errors import NotThere, UserError
+
 IMAGE_SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.webp')
 HELD_OUT_FRACTION = 0.1
 
@@ -13,19 +15,19 @@ def find_images(root, split):
     split: TFDS slicing syntax. A folder without splits is divided here: of each class a tenth, at least one of two images, is
       'validation' and the rest is 'train'; which ones is decided by a hash of class/file, so it stays when images are added.
     The images of a split are in the order of that hash: a slice such as train[90%:] holds every class.
-    Raises FileNotFoundError when the folder holds no images, ValueError for no folder or a split that it does not have.
+    Raises FileNotFoundError when the folder holds no images, UserError for no folder or a split that it does not have.
     """
     if not root:
-        raise ValueError("dataset='folder:' names no folder; give --config.dataset=folder:PATH with PATH/class/image.")
+        raise UserError("dataset='folder:' names no folder; give --config.dataset=folder:PATH with PATH/class/image.")
     images = _list_images(root)
     if not images:
         found = ', '.join(sorted(os.listdir(root))[:5]) if os.path.isdir(root) else 'no such folder'
         wanted = f'{root}/class/image or {root}/split/class/image ({", ".join(IMAGE_SUFFIXES)})'
-        raise FileNotFoundError(f'dataset=folder:{root} has no images at {wanted}; found: {found}.')
+        raise NotThere(f'dataset=folder:{root} has no images at {wanted}; found: {found}.')
     depths = {len(parts) for parts in images}
     if len(depths) > 1:
         examples = ' and '.join('/'.join(next(parts for parts in images if len(parts) == depth)) for depth in sorted(depths))
-        raise ValueError(f'dataset=folder:{root} mixes class/image and split/class/image: {examples}. Keep one layout.')
+        raise UserError(f'dataset=folder:{root} mixes class/image and split/class/image: {examples}. Keep one layout.')
     if depths == {2}:
         images = _held_out(images)
     by_split = {}
@@ -78,10 +80,10 @@ def _slice(root, split, by_split):
     try:
         pieces = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
     except (ValueError, KeyError, AssertionError) as e:
-        raise ValueError(f'split={split!r} does not fit folder:{root}, which has {table}. {e}') from e
+        raise UserError(f'split={split!r} does not fit folder:{root}, which has {table}. {e}') from e
     chosen = [parts for piece in pieces for parts in by_split[piece.splitname][piece.from_ : piece.to]]
     if not chosen:
-        raise ValueError(f'split={split!r} of folder:{root} is empty; it has {table}.')
+        raise UserError(f'split={split!r} of folder:{root} is empty; it has {table}.')
     return chosen
 
 

@@ -10,6 +10,7 @@ from efficientnet_jax.data.augment import host, policies
 from efficientnet_jax.data.augment.policies import Augment
 from efficientnet_jax.data.batches import Batches, UnreadableExamples
 from efficientnet_jax.data.prefetch import prefetch
+from efficientnet_jax.errors import UserError
 
 __all__ = ['UnreadableExamples', 'eval_batches', 'prefetch', 'train_batches']
 
@@ -41,13 +42,13 @@ def train_batches(
     max_corrupt: how many unreadable examples are passed over before UnreadableExamples names them all; `.corrupt` holds them.
     read_threads: threads that read files. decode_threads: threads of tf.data; None means one a core.
 
-    `.close()` stops the threads. Raises ValueError before anything starts when the numbers do not fit together.
+    `.close()` stops the threads. Raises UserError before anything starts when the numbers do not fit together.
     """
     augment = (augment if isinstance(augment, Augment) else Augment(**(augment or {}))).placed('cpu')
     decode.check_interpolation(interpolation)
     _check(source, batch_size, process_index, process_count, max_corrupt, read_threads)
     if resolution < 1 or start_step < 0:
-        raise ValueError(f'resolution={resolution} must be at least 1 pixel and start_step={start_step} at least 0.')
+        raise UserError(f'resolution={resolution} must be at least 1 pixel and start_step={start_step} at least 0.')
     stream = order.TrainOrder(len(source), seed)
 
     def plan(step):
@@ -102,14 +103,14 @@ def eval_batches(source, *, batch_size, preprocess, process_index=0, process_cou
 
 def _check(source, batch_size, process_index, process_count, max_corrupt, read_threads):
     if not 0 <= process_index < process_count:
-        raise ValueError(f'process_index={process_index} must be in [0, process_count={process_count}).')
+        raise UserError(f'process_index={process_index} must be in [0, process_count={process_count}).')
     if batch_size < 1 or batch_size % process_count:
         below = batch_size // process_count * process_count
         near = f'{below} or {below + process_count}' if below > 0 else f'{process_count}'
-        raise ValueError(f'batch_size={batch_size} must be a positive multiple of process_count={process_count}; nearest: {near}.')
+        raise UserError(f'batch_size={batch_size} must be a positive multiple of process_count={process_count}; nearest: {near}.')
     if max_corrupt < 0:
-        raise ValueError(f'max_corrupt={max_corrupt} must be at least 0 examples.')
+        raise UserError(f'max_corrupt={max_corrupt} must be at least 0 examples.')
     if read_threads < 1:
-        raise ValueError(f'read_threads={read_threads} must be at least 1.')
+        raise UserError(f'read_threads={read_threads} must be at least 1.')
     if not len(source):
-        raise ValueError(f'{source.name} is empty.')
+        raise UserError(f'{source.name} is empty.')

@@ -4,6 +4,8 @@ import queue
 import threading
 import time
 
+from efficientnet_jax.errors import UserError
+
 
 class prefetch:
     """Iterator of put(batch), computed by a background thread up to `depth` ahead of the consumer.
@@ -15,7 +17,7 @@ class prefetch:
 
     def __init__(self, iterator, put, depth=2):
         if depth < 1:
-            raise ValueError(f'depth={depth} must be at least 1 batch.')
+            raise UserError(f'depth={depth} must be at least 1 batch.')
         self.waited = 0.0
         self._iterator = iterator
         self._put = put

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from efficientnet_jax.data import decode
+from efficientnet_jax.errors import UserError
 
 # Per channel, in units of the 0..255 pixel values. Sources: tensorflow/tpu efficientnet_builder.py (MEAN_RGB, STDDEV_RGB), the AdvProp
 # branch of main.py (x * 2 / 255 - 1), lite/efficientnet_lite_builder.py (127, 128).
@@ -35,23 +36,23 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if self.resolution < 1:
-            raise ValueError(f'resolution={self.resolution} must be at least 1 pixel.')
+            raise UserError(f'resolution={self.resolution} must be at least 1 pixel.')
         is_padding = type(self.crop) is int and self.crop >= 0
         is_fraction = isinstance(self.crop, float) and 0 < self.crop <= 1
         if self.crop is not None and not is_padding and not is_fraction:
-            raise ValueError(f'crop={self.crop!r} must be None, an int (pixels of padding, 32) or a float in (0, 1] (fraction, 0.875).')
+            raise UserError(f'crop={self.crop!r} must be None, an int (pixels of padding, 32) or a float in (0, 1] (fraction, 0.875).')
         decode.check_interpolation(self.interpolation)
         for name in ('mean', 'std'):
             values = getattr(self, name)
             if len(values) != 3 or (name == 'std' and min(values) <= 0):
-                raise ValueError(
+                raise UserError(
                     f'{name}={values!r} must be three numbers in pixel values 0..255' + (', above 0.' if name == 'std' else '.')
                 )
 
     def __call__(self, image: bytes | np.ndarray, name: str = 'image') -> np.ndarray:
         """Image-file bytes or uint8 [h, w], [h, w, 1], [h, w, 3] or [h, w, 4] array -> float32 [resolution, resolution, 3], normalised.
 
-        Raises ValueError that contains `name` for empty, truncated or unreadable input.
+        Raises UserError that contains `name` for empty, truncated or unreadable input.
         """
         return self.normalise(self.to_uint8(image, name))
 
@@ -64,7 +65,7 @@ class Preprocess:
             try:
                 return self.graph(tf.constant(encoded), tf.constant(orientation)).numpy()
             except tf.errors.InvalidArgumentError as e:
-                raise ValueError(decode.unreadable(encoded, name)) from e
+                raise UserError(decode.unreadable(encoded, name)) from e
         pixels = _rgb(np.asarray(image), name)
         y, x, height, width = (int(v) for v in self.window(tf.constant(pixels.shape[:2])))
         return decode.resize(tf.constant(pixels[y : y + height, x : x + width]), self.resolution, self.interpolation).numpy()
@@ -94,7 +95,7 @@ class Preprocess:
 
 def _rgb(pixels: np.ndarray, name: str) -> np.ndarray:
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.size == 0 or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
-        raise ValueError(
+        raise UserError(
             f'{name}: an array must be uint8 [h, w], [h, w, 1], [h, w, 3] or [h, w, 4]; this is {pixels.dtype} {list(pixels.shape)}.'
         )
     if pixels.ndim == 2:

@@ -13,6 +13,8 @@ import tempfile
 
 import numpy as np
 
+from efficientnet_jax.errors import StorageError, UserError
+
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
 INDEX_THREADS = 8
@@ -37,7 +39,7 @@ class Records:
             f.seek(offset)
             record = f.read(length)
         if len(record) != length:
-            raise OSError(f'{path} ends before byte {offset + length:,}, inside a record: it changed since it was indexed.')
+            raise StorageError(f'{path} ends before byte {offset + length:,}, inside a record: it changed since it was indexed.')
         return record
 
     def describe(self, i):
@@ -53,7 +55,7 @@ def open_records(builder, split):
     """Returns the Records of a split of a TFDS builder whose files are tfrecord; raises ValueError for any other format."""
     kind = builder.info.file_format.value
     if kind != 'tfrecord':
-        raise ValueError(f'{builder.data_path} holds {kind} files, without random access. Prepare it with --file_format=array_record.')
+        raise UserError(f'{builder.data_path} holds {kind} files, without random access. Prepare it with --file_format=array_record.')
     parts = builder.info.splits[split].file_instructions
     wanted = {part.filename for part in parts}
     shards = {}
@@ -104,7 +106,7 @@ def _index_shard(path, size, examples):
             lengths.append(length)
             position += HEADER_BYTES + length + FOOTER_BYTES
     if position != size or len(offsets) != examples:
-        raise OSError(
+        raise StorageError(
             f'{path} is damaged or cut short: {size:,} bytes with {len(offsets):,} records ending at byte {position:,}; '
             f'dataset_info.json says {examples:,} records. Copy or prepare it again.'
         )

@@ -12,12 +12,13 @@ import os
 import numpy as np
 
 from efficientnet_jax.data import folder, record_index
+from efficientnet_jax.errors import NotThere, UserError
 
 CACHE_SHARE = 0.8
 OBJECT_BYTES = 200  # Python's own for an example: a tuple, a bytes object, an int, a place in a list
 
 
-class CorruptRecord(ValueError):
+class CorruptRecord(UserError):
     """A record that is there but cannot be parsed. The message names it."""
 
 
@@ -117,7 +118,7 @@ class FolderSource(Source):
 class CachedSource(Source):
     """Another source, whose encoded examples stay in memory once they are read.
 
-    Every host comes to read every example, so each needs room for all. Raises ValueError when they do not fit into `limit_bytes`,
+    Every host comes to read every example, so each needs room for all. Raises UserError when they do not fit into `limit_bytes`,
     by default CACHE_SHARE of the memory that is free now.
     """
 
@@ -125,7 +126,7 @@ class CachedSource(Source):
         needed = source.size_bytes() + OBJECT_BYTES * len(source)
         limit = CACHE_SHARE * free_bytes() if limit_bytes is None else limit_bytes
         if needed > limit:
-            raise ValueError(
+            raise UserError(
                 f'cache=True needs {needed / 2**30:.2f} GiB on each host for the {len(source):,} examples of {source.name}, more than '
                 f'{limit / 2**30:.2f} GiB (at most {CACHE_SHARE:.0%} of the free memory); set cache=False, or use hosts with more memory.'
             )
@@ -161,7 +162,7 @@ def open_source(dataset, split, data_dir=None):
       DIR/class/image, which is divided here into 'train' and 'validation' (see folder.find_images).
     split: TFDS slicing syntax: 'train', 'train[:-10000]', 'train[98%:]', 'train+validation'.
     data_dir: where TFDS data sets are; None means $TFDS_DATA_DIR or ~/tensorflow_datasets. Not used by folders.
-    Returns a Source. Raises FileNotFoundError, with the command that helps, for data that are not there; ValueError for the rest.
+    Returns a Source. Raises FileNotFoundError, with the command that helps, for data that are not there; UserError for the rest.
     """
     name = f'{dataset}:{split}'
     if dataset.startswith('folder:'):
@@ -174,7 +175,7 @@ def open_source(dataset, split, data_dir=None):
         builder = _tfds_builder(dataset, data_dir)
     features = builder.info.features
     if not {'image', 'label'} <= set(features) or not hasattr(features['label'], 'num_classes'):
-        raise ValueError(f'dataset={dataset!r} must have the features `image` and `label` (a ClassLabel); it has {sorted(features)}.')
+        raise UserError(f'dataset={dataset!r} must have the features `image` and `label` (a ClassLabel); it has {sorted(features)}.')
     if builder.info.splits:
         _check_split(dataset, split, builder.info.splits)
     try:
@@ -185,7 +186,7 @@ def open_source(dataset, split, data_dir=None):
     except Exception as e:
         if builder.info.splits:
             raise
-        raise FileNotFoundError(_how_to_prepare(dataset, data_dir, builder)) from e
+        raise NotThere(_how_to_prepare(dataset, data_dir, builder)) from e
 
 
 def _tfds_builder(dataset, data_dir):
@@ -199,7 +200,7 @@ def _tfds_builder(dataset, data_dir):
         hint = f'Near names: {", ".join(near)}.' if near else 'https://www.tensorflow.org/datasets/catalog lists them.'
         if os.path.isdir(dataset):
             hint = f'For the images in that folder: folder:{dataset}.'
-        raise ValueError(f"dataset={dataset!r} is not 'digits', a TFDS name or 'folder:DIR'. {hint}") from e
+        raise UserError(f"dataset={dataset!r} is not 'digits', a TFDS name or 'folder:DIR'. {hint}") from e
 
 
 def _how_to_prepare(dataset, data_dir, builder):
@@ -220,9 +221,9 @@ def _check_split(dataset, split, splits):
     try:
         examples = sum(part.take for part in splits[split].file_instructions)
     except (ValueError, KeyError, AssertionError) as e:
-        raise ValueError(f'split={split!r} does not fit {dataset!r}, which has {table}. {e}') from e
+        raise UserError(f'split={split!r} does not fit {dataset!r}, which has {table}. {e}') from e
     if examples < 1:
-        raise ValueError(f'split={split!r} of {dataset!r} is empty; it has {table}.')
+        raise UserError(f'split={split!r} of {dataset!r} is empty; it has {table}.')
 
 
 def _split_bytes(split):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from efficientnet_jax.data import pipeline, sources
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.evaluation import confusion
 from efficientnet_jax.reporting import page
 from efficientnet_jax.reporting.progress import Progress
@@ -76,7 +77,7 @@ def evaluate(config, workdir: str) -> dict:
     """Scores the newest checkpoint of a workdir, or config.init_from where it has none, on config.eval_split.
 
     Leaves result.json, log.txt, confused.json, confusion.png, samples.png and report.html there and returns the content of result.json. The
-    pictures are of the moving average where there is one. Raises ValueError without a checkpoint and init_from, and for weights of other
+    pictures are of the moving average where there is one. Raises UserError without a checkpoint and init_from, and for weights of other
     classes than the data's.
     """
     started = time.monotonic()
@@ -118,12 +119,12 @@ def restore(
 ) -> tuple[Experiment, TrainState, int]:
     """The model of a config with the weights of the newest (or best) checkpoint in a workdir, or with those of config.init_from.
 
-    start: what weights.start gave for them, when it was called before. Raises ValueError with neither of them.
+    start: what weights.start gave for them, when it was called before. Raises UserError with neither of them.
     """
     directory = None if workdir is None else os.path.join(os.path.abspath(workdir), 'checkpoints')
     trained = directory is not None and os.path.isdir(directory)
     if not trained and config.init_from is None:
-        raise ValueError(
+        raise UserError(
             f'workdir={workdir} has no checkpoints; train there first, give the --workdir of a training run, or name weights with '
             '--config.init_from.'
         )
@@ -137,7 +138,7 @@ def restore(
     checkpoints = Checkpoints(directory, read_only=True)
     step = checkpoints.best_step() if best else (checkpoints.steps() or [None])[-1]
     if step is None:
-        raise ValueError(f'workdir={workdir} has no complete checkpoint; train there first, or give the --workdir of a training run.')
+        raise UserError(f'workdir={workdir} has no complete checkpoint; train there first, or give the --workdir of a training run.')
     # Weights alone: the optimizer's state depends on settings that this mode does not need to repeat, such as frozen layers.
     abstract = exp.abstract_state()
     weights = checkpoints.restore_weights(step, {'params': abstract.params, 'batch_stats': abstract.batch_stats})

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from efficientnet_jax.data.folder import IMAGE_SUFFIXES
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.evaluation.evaluate import restore_best
 from efficientnet_jax.reporting import pictures
 
@@ -25,13 +26,13 @@ def predict(
     images: files, or folders of which all images are taken. as_json: prints one JSON list instead.
     picture: a .png file to write, each image with its top-5 beside it.
     features: a .npz file to write: 'pooled' float32 [N, C], 'logits' float32 [N, classes], 'images' the N paths.
-    Raises ValueError, before any model is built, when no image is named or one is missing, and for one that cannot be decoded.
+    Raises UserError, before any model is built, when no image is named or one is missing, and for one that cannot be decoded.
     """
     for flag, file, suffix in (('--picture', picture, '.png'), ('--output', features, '.npz')):
         if file is not None and not file.endswith(suffix):
-            raise ValueError(f'{flag}={file!r} must end in {suffix}.')
+            raise UserError(f'{flag}={file!r} must end in {suffix}.')
         if file is not None and not os.path.isdir(os.path.dirname(os.path.abspath(file))):
-            raise ValueError(f'{flag}={file!r} must be in a folder that is there; make {os.path.dirname(file)} first.')
+            raise UserError(f'{flag}={file!r} must be in a folder that is there; make {os.path.dirname(file)} first.')
     paths = find(images)
     exp, state, step, names = restore_best(config, workdir)
     ends = run(exp.module, state.variables(ema=state.ema is not None), exp.preprocess, paths)
@@ -49,7 +50,7 @@ def predict(
 
 
 def run(module, variables, preprocess, paths: list[str]) -> dict[str, np.ndarray]:
-    """{'pooled': float32 [N, C], 'logits': float32 [N, classes]} of image files, prepared as the weights want it. Raises ValueError as read."""
+    """{'pooled': float32 [N, C], 'logits': float32 [N, classes]} of image files, prepared as the weights want it. Raises UserError as read."""
 
     @jax.jit
     def forward(variables, x):
@@ -104,21 +105,21 @@ def draw(predictions: list[dict], path: str) -> None:
 
 
 def find(images: list[str]) -> list[str]:
-    """Files as they are named, and the image files of named folders at any depth, sorted. Raises ValueError for a name that is neither."""
+    """Files as they are named, and the image files of named folders at any depth, sorted. Raises UserError for a name that is neither."""
     if not images:
-        raise ValueError('mode=predict needs image files or folders: main.py --config=... --workdir=... --mode=predict a.jpg photos/')
+        raise UserError('mode=predict needs image files or folders: main.py --config=... --workdir=... --mode=predict a.jpg photos/')
     paths = []
     for image in images:
         if os.path.isdir(image):
             inside = [os.path.join(folder, name) for folder, _, files in os.walk(image) for name in files]
             inside = sorted(path for path in inside if path.lower().endswith(IMAGE_SUFFIXES))
             if not inside:
-                raise ValueError(f'{image} is a folder without image files ({", ".join(IMAGE_SUFFIXES)}).')
+                raise UserError(f'{image} is a folder without image files ({", ".join(IMAGE_SUFFIXES)}).')
             paths += inside
         elif os.path.isfile(image):
             paths.append(image)
         else:
-            raise ValueError(f'{image} is not a file; name image files (JPEG, PNG, GIF, BMP).')
+            raise UserError(f'{image} is not a file; name image files (JPEG, PNG, GIF, BMP).')
     return paths
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from efficientnet_jax import models
 from efficientnet_jax.data import sources
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.evaluation.evaluate import restore_best
 from efficientnet_jax.evaluation.predict import find, read
 from efficientnet_jax.export.tflite import calibration, write_tflite
@@ -29,7 +30,7 @@ FEW_CLEAR = 10  # images; where fewer are clear, int8 is held to it on all
 FORMATS = ('stablehlo', 'savedmodel', 'tflite', 'tflite_int8')
 
 
-class Differs(ValueError):
+class Differs(UserError):
     """An artefact computes something else than the network it was made from."""
 
 
@@ -60,7 +61,7 @@ def export(config, workdir: str) -> dict:
     """Writes the config.export.formats to WORKDIR/export and compares each with the live network; returns the content of export/report.json.
 
     The weights are those that predict uses: of the best checkpoint, moving average first, else config.init_from. They and the
-    arithmetic are float32 whatever config.dtype is. Raises ValueError for a config that cannot work before anything is written,
+    arithmetic are float32 whatever config.dtype is. Raises UserError for a config that cannot work before anything is written,
     and Differs, after report.json, when an artefact's difference is beyond config.export.
     """
     started = time.monotonic()
@@ -101,16 +102,16 @@ def export(config, workdir: str) -> dict:
 
 
 def check(config) -> None:
-    """Raises ValueError for knobs of config.export that cannot work."""
+    """Raises UserError for knobs of config.export that cannot work."""
     knobs = config.export
     unknown = [name for name in knobs.formats if name not in FORMATS]
     if unknown or not knobs.formats:
-        raise ValueError(f'export.formats={tuple(knobs.formats)} must be some of {", ".join(FORMATS)}.')
+        raise UserError(f'export.formats={tuple(knobs.formats)} must be some of {", ".join(FORMATS)}.')
     for knob in ('check_images', 'calibration_images'):
         if knobs[knob] < 1:
-            raise ValueError(f'export.{knob}={knobs[knob]} must be at least 1.')
+            raise UserError(f'export.{knob}={knobs[knob]} must be at least 1.')
     if jax.process_count() > 1:
-        raise ValueError('mode=export runs on one machine; start it with --processes=1 on the one that has the workdir.')
+        raise UserError('mode=export runs on one machine; start it with --processes=1 on the one that has the workdir.')
 
 
 def checked_on(config) -> str:

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from efficientnet_jax.errors import UserError
+
 ACTIVATIONS = {'swish': jax.nn.silu, 'relu': jax.nn.relu, 'relu6': jax.nn.relu6, None: lambda x: x}
 
 
@@ -37,7 +39,7 @@ class BatchNorm(nn.Module):
         scale_init: initialiser of `scale`.
 
     Raises:
-        ValueError: when N is not a multiple of `group`, or the activation's name is unknown.
+        UserError: when N is not a multiple of `group`, or the activation's name is unknown.
     """
 
     momentum: float = 0.99
@@ -55,7 +57,7 @@ class BatchNorm(nn.Module):
         twice: on a TPU, compute the gradient of that result once for x and once for `kernel`, in place of writing it to memory.
         """
         if self.activation not in ACTIVATIONS:
-            raise ValueError(f'activation={self.activation!r} must be one of {list(ACTIVATIONS)}.')
+            raise UserError(f'activation={self.activation!r} must be one of {list(ACTIVATIONS)}.')
         convolution = convolution or _no_convolution
         channels = jax.eval_shape(convolution, x, kernel).shape[-1]
         scale = self.param('scale', self.scale_init, (channels,), jnp.float32)
@@ -106,7 +108,7 @@ def _groups(n, group):
     if n % group:
         low = n // group * group
         near = f'{low} or {low + group}' if low else f'{group}'
-        raise ValueError(f'a batch of {n} images must be a multiple of group={group} (images per batch-norm group); nearest: {near}.')
+        raise UserError(f'a batch of {n} images must be a multiple of group={group} (images per batch-norm group); nearest: {near}.')
     return n // group, group
 
 

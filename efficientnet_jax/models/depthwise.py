@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from efficientnet_jax.errors import UserError
+
 
 def depthwise_conv(x, kernel, *, stride=1, padding='same', images_per_chip=None):
     """Convolves every channel with its own filter.
@@ -29,17 +31,17 @@ def depthwise_conv(x, kernel, *, stride=1, padding='same', images_per_chip=None)
         [N, ceil(H/stride), ceil(W/stride), C], in the dtype of x.
 
     Raises:
-        ValueError: for another kernel shape, stride or padding.
+        UserError: for another kernel shape, stride or padding.
     """
     k, channels = kernel.shape[0], x.shape[-1]
     if kernel.shape != (k, k, 1, channels) or k not in (1, 3, 5, 7):
-        raise ValueError(
+        raise UserError(
             f'kernel shape {tuple(kernel.shape)} must be [k, k, 1, {channels}] with k one of 1, 3, 5, 7 for x with {channels} channels.'
         )
     if stride not in (1, 2):
-        raise ValueError(f'stride={stride} must be 1 or 2.')
+        raise UserError(f'stride={stride} must be 1 or 2.')
     if padding not in ('same', 'symmetric'):
-        raise ValueError(f"padding={padding!r} must be 'same' or 'symmetric'.")
+        raise UserError(f"padding={padding!r} must be 'same' or 'symmetric'.")
     pads = tuple(_pads(size, k, stride, padding) for size in x.shape[1:3])
     batch_in_lanes = images_per_chip is not None and images_per_chip % _LANES == 0 and channels % _SUBLANES == 0
     return _depthwise(x, kernel.astype(x.dtype), stride, pads, batch_in_lanes)

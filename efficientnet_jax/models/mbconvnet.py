@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from efficientnet_jax.architectures import Architecture, Block
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.models.batch_norm import ACTIVATIONS, BatchNorm
 from efficientnet_jax.models.depthwise import depthwise_conv
 from efficientnet_jax.models.pointwise import pointwise_conv
@@ -213,7 +214,7 @@ class MBConvNet(nn.Module):
         head), head_1x1, pooled [N, C], logits.
         """
         if images.ndim != 4 or images.shape[-1] != 3:
-            raise ValueError(f'images has shape {images.shape}; it must be [N, H, W, 3], normalised, channels last.')
+            raise UserError(f'images has shape {images.shape}; it must be [N, H, W, 3], normalised, channels last.')
         a = self.architecture
         block_module = BlockModule if self.remat is None else nn.remat(BlockModule, static_argnums=(2,), policy=REMAT[self.remat])
         settings = (self.batch_norm_group, self.dtype, self.freeze_batch_norm, self.data_shards)

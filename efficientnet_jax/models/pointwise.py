@@ -3,15 +3,17 @@
 import jax
 from jax import lax
 
+from efficientnet_jax.errors import UserError
+
 
 def pointwise_conv(x, kernel):
     """x [N, H, W, I], kernel [1, 1, I, O] -> [N, H, W, O], in the dtype of x.
 
     Raises:
-        ValueError: for another kernel shape.
+        UserError: for another kernel shape.
     """
     if kernel.shape[:3] != (1, 1, x.shape[-1]):
-        raise ValueError(f'kernel shape {tuple(kernel.shape)} must be [1, 1, {x.shape[-1]}, O] for x with {x.shape[-1]} channels.')
+        raise UserError(f'kernel shape {tuple(kernel.shape)} must be [1, 1, {x.shape[-1]}, O] for x with {x.shape[-1]} channels.')
     return lax.platform_dependent(x, kernel.astype(x.dtype), cpu=_matmul, default=_conv)
 
 

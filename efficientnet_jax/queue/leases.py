@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.runs import hosts
 
 
@@ -36,13 +37,13 @@ class Claim:
     def complete(self, values: float | Sequence[float], **attributes) -> bool:
         """Stores the result, and attributes as user attributes of the trial. False, and nothing stored, where the lease was lost.
 
-        Raises ValueError for a value that is not finite: Optuna would store it as a failure.
+        Raises UserError for a value that is not finite: Optuna would store it as a failure.
         """
         import optuna
 
         values = [float(value) for value in (values if isinstance(values, Sequence) else [values])]
         if not all(math.isfinite(value) for value in values):
-            raise ValueError(f'values={values} of {self.key} must be finite.')
+            raise UserError(f'values={values} of {self.key} must be finite.')
         self._end()
         with self._queue._alone():
             try:

@@ -9,6 +9,8 @@ import random
 import re
 import time
 
+from efficientnet_jax.errors import StorageError, UserError
+
 # What the tables of an empty database give while another worker makes them: in a moment they are there.
 MAKING_TABLES = ('already exists', 'duplicate key', 'UNIQUE constraint', 'Duplicate entry', 'no such table', 'UndefinedTable')
 
@@ -19,7 +21,7 @@ def public(storage: str) -> str:
 
 
 def open_storage(storage: str):
-    """An Optuna storage. Raises ValueError for an unknown kind, a missing driver or a damaged journal, OSError when it cannot be reached."""
+    """An Optuna storage. Raises UserError for an unknown kind, a missing driver or a damaged journal, OSError when it cannot be reached."""
 
     kind, _, path = storage.partition(':')
     if kind == 'journal' and path and '://' not in storage:
@@ -28,18 +30,18 @@ def open_storage(storage: str):
             with open(path, 'ab'):
                 pass
         except OSError as error:
-            raise OSError(f'storage={storage} cannot be written ({error.strerror}); choose another path.') from error
+            raise StorageError(f'storage={storage} cannot be written ({error.strerror}); choose another path.') from error
         from optuna.storages.journal import JournalFileBackend, JournalStorage
 
         try:
             return JournalStorage(JournalFileBackend(path, _journal_lock(path)))
         except Exception as error:  # whatever its reader makes of bytes that no writer wrote
-            raise ValueError(
+            raise UserError(
                 f'storage={storage} is damaged{_where_damaged(path)} ({type(error).__name__}: {error}). It was left as it is: put back a copy, or '
                 'choose another path.'
             ) from error
     if kind not in ('sqlite', 'postgresql', 'postgresql+psycopg2', 'postgresql+psycopg', 'mysql', 'mysql+pymysql') or '://' not in storage:
-        raise ValueError(f'storage={public(storage)!r} must be journal:PATH, sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE.')
+        raise UserError(f'storage={public(storage)!r} must be journal:PATH, sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE.')
     return _open_database(storage, kind)
 
 
@@ -53,16 +55,20 @@ def _open_database(storage: str, kind: str):
         try:
             return optuna.storages.RDBStorage(storage, engine_kwargs=arguments)
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 f'storage={public(storage)!r} needs a driver: pip install "psycopg[binary]" for PostgreSQL ({error}).'
             ) from error
         except Exception as error:  # SQLAlchemy's own, wrapped or not
             chain = f'{error} {error.__cause__}'
             if not any(sign in chain for sign in MAKING_TABLES):
                 reason = str(error.__cause__ or error).splitlines()[0]
-                raise OSError(f'storage={public(storage)} cannot be reached ({reason}); is the address right and the server up?') from error
+                raise StorageError(
+                    f'storage={public(storage)} cannot be reached ({reason}); is the address right and the server up?'
+                ) from error
             time.sleep(random.uniform(0.1, 0.5))
-    raise OSError(f'storage={public(storage)} has tables that cannot be read or made ({chain.splitlines()[0]}); take another database.')
+    raise StorageError(
+        f'storage={public(storage)} has tables that cannot be read or made ({chain.splitlines()[0]}); take another database.'
+    )
 
 
 def _where_damaged(path: str) -> str:

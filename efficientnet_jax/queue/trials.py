@@ -32,6 +32,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.queue import storages
 from efficientnet_jax.queue.leases import Claim
 
@@ -45,13 +46,13 @@ def open_study(storage: str, name: str, settings: Mapping[str, Any], *, directio
     """The queue of that name, made if it is not there. All processes give the same settings (plain JSON).
 
     sampler: an optuna sampler for ask(); None: random. directions: of the values that complete() gets, 'maximize' or 'minimize'.
-    Raises ValueError for a storage of an unknown kind, a missing driver or a study of this name with other settings (with those
+    Raises UserError for a storage of an unknown kind, a missing driver or a study of this name with other settings (with those
     that differ), OSError when the storage cannot be reached.
     """
     import optuna
 
     if lease_seconds <= 0:
-        raise ValueError(f'lease_seconds={lease_seconds} must be positive.')
+        raise UserError(f'lease_seconds={lease_seconds} must be positive.')
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     opened = storages.open_storage(storage)
     settings = json.loads(json.dumps(settings))  # tuples become lists, as they come back
@@ -68,11 +69,11 @@ def open_study(storage: str, name: str, settings: Mapping[str, Any], *, directio
             differ = [
                 f'{k}={there.get(k)!r} there, {settings.get(k)!r} here' for k in sorted(there | settings) if there.get(k) != settings.get(k)
             ]
-            raise ValueError(
+            raise UserError(
                 f'study {name!r} in {storages.public(storage)} has other settings: {"; ".join(differ)}. Choose another name, storage or workdir.'
             ) from None
     if [direction.name.lower() for direction in study.directions] != list(directions):
-        raise ValueError(
+        raise UserError(
             f'study {name!r} in {storages.public(storage)} has directions {study.directions}, not {directions}; choose another name.'
         )
     lock = storage.removeprefix('sqlite:///') + '.claim' if storage.startswith('sqlite:') else None

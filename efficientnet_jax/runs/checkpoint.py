@@ -15,6 +15,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from efficientnet_jax.errors import StorageError, UserError
 from efficientnet_jax.runs.hosts import everywhere
 from efficientnet_jax.runs.mesh import make_mesh, replicated
 
@@ -112,7 +113,7 @@ class Checkpoints:
         damaged = [path.name for path in epath.Path(self.directory).glob('*.unreadable')]
         if damaged:
             names = ', '.join(sorted(damaged, key=lambda name: -int(name.split('.')[0])))
-            raise OSError(
+            raise StorageError(
                 f'None of the checkpoints in {self.directory} can be read; they are set aside as {names}. '
                 'Bring one back from a copy, or choose another --workdir to start afresh.'
             )
@@ -176,7 +177,7 @@ class Checkpoints:
 
     def _check_there(self, step: int) -> None:
         if jax.process_index() == 0 and not epath.Path(self.directory).is_dir():
-            raise OSError(
+            raise StorageError(
                 f'{self.directory} is gone (removed, renamed or unmounted), so step {step} cannot be saved. '
                 'Bring it back and run the same command to go on from its newest checkpoint.'
             )
@@ -189,11 +190,11 @@ class Checkpoints:
         )
 
 
-class ShapeMismatch(ValueError):
+class ShapeMismatch(UserError):
     """A checkpoint whose arrays have other names or shapes than the model's."""
 
 
-class Damaged(OSError):
+class Damaged(StorageError):
     """A checkpoint whose bits are not those that were saved."""
 
 

@@ -17,6 +17,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from efficientnet_jax.errors import NotFinite, StorageError, UserError
+
 # Exit status of a run that did nothing wrong and goes on when the same command is given again: stopped by SIGTERM or a preemption
 # notice, or another host was lost. It is sysexits.h's EX_TEMPFAIL. 1 needs a person (config, disk, NaN); launchers restart on all else.
 AGAIN = 75
@@ -33,19 +35,19 @@ def start(
 
     Cloud TPU VMs and pod slices, GKE and Slurm tell JAX who is there; elsewhere name coordinator ('10.0.0.1:1234', an address of
     process 0), processes and process_id, or set JAX_COORDINATOR_ADDRESS. processes=1 joins nothing, whatever the machine says.
-    A process that is silent for lost_after_seconds is taken for lost, and all others end. Raises ValueError for half an answer.
+    A process that is silent for lost_after_seconds is taken for lost, and all others end. Raises UserError for half an answer.
     """
     if lost_after_seconds < 1:
-        raise ValueError(f'lost_after_seconds={lost_after_seconds} must be at least 1 second.')
+        raise UserError(f'lost_after_seconds={lost_after_seconds} must be at least 1 second.')
     coordinator = coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS')
     if processes == 1:
         return
     if coordinator is None and (processes is not None or process_id is not None):
-        raise ValueError(f'processes={processes} and process_id={process_id} need coordinator=HOST:PORT too, the address of process 0.')
+        raise UserError(f'processes={processes} and process_id={process_id} need coordinator=HOST:PORT too, the address of process 0.')
     if coordinator is None and not in_cluster():
         return
     if processes is not None and not (process_id is not None and 0 <= process_id < processes):
-        raise ValueError(f'process_id={process_id} must be at least 0 and less than processes={processes}; each process has its own.')
+        raise UserError(f'process_id={process_id} must be at least 0 and less than processes={processes}; each process has its own.')
     jax.distributed.initialize(coordinator, processes, process_id, heartbeat_timeout_seconds=lost_after_seconds)
 
 
@@ -70,18 +72,20 @@ def on_first(do: Callable[[], Any]) -> Any:
     if jax.process_index() == 0:
         try:
             message = {'value': do()}
-        except (ValueError, OSError) as raised:
+        except Exception as raised:  # whatever it is: the others wait in the broadcast
             text = str(raised)[: MESSAGE_BYTES // 16]  # a character takes up to 12 bytes of JSON
-            error, message = raised, {'error': text, 'kind': 'ValueError' if isinstance(raised, ValueError) else 'OSError'}
+            kind = next((name for name, kind in KINDS.items() if isinstance(raised, kind)), 'RuntimeError')
+            error, message = raised, {'error': text, 'kind': kind}
     text = np.frombuffer(json.dumps(message).encode().ljust(MESSAGE_BYTES), np.uint8)
     message = json.loads(multihost_utils.broadcast_one_to_all(text).tobytes())
     if error is not None:
         raise error
     if 'error' in message:
-        raise {'ValueError': ValueError, 'OSError': OSError}[message['kind']](message['error'])
+        raise KINDS.get(message['kind'], RuntimeError)(message['error'])
     return message['value']
 
 
+KINDS = {'UserError': UserError, 'StorageError': StorageError}
 MESSAGE_BYTES = 16384  # a broadcast has one size on all hosts; the longest are differences between configs
 
 
@@ -117,7 +121,7 @@ class StopNotice:
 def lock(workdir: str) -> TextIO:
     """Holds workdir for this process until the file that it returns is closed or the process ends, however it ends.
 
-    Process 0 of a run calls it. Raises ValueError when another process holds it.
+    Process 0 of a run calls it. Raises UserError when another process holds it.
     """
     path = os.path.join(workdir, '.lock')
     file = open(path, 'a+')  # noqa: SIM115 the lock lives as long as the file is open
@@ -127,7 +131,7 @@ def lock(workdir: str) -> TextIO:
         file.seek(0)
         holder = file.read().strip() or 'another process'
         file.close()
-        raise ValueError(f'workdir={workdir} is in use by {holder}. Wait for it, stop it, or choose another --workdir.') from None
+        raise UserError(f'workdir={workdir} is in use by {holder}. Wait for it, stop it, or choose another --workdir.') from None
     file.truncate(0)
     file.write(f'process {os.getpid()} on {os.uname().nodename}')
     file.flush()
@@ -146,7 +150,7 @@ def verdict(error: Exception) -> tuple[int, str]:
     several = jax.distributed.is_initialized() and jax.process_count() > 1
     if isinstance(error, jax.errors.JaxRuntimeError) and several and 'RESOURCE_EXHAUSTED' not in str(error):
         return AGAIN, f'{hint}\nProcess {jax.process_index()} has lost another of the {jax.process_count()}: its log says why. {_RERUN}'
-    if isinstance(error, ValueError | OSError | FloatingPointError):
+    if isinstance(error, UserError | StorageError | NotFinite):
         return 1, f'{hint}\n(EFFICIENTNET_JAX_TRACEBACK=1 shows where.)'
     return 1, trace
 

@@ -6,22 +6,24 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from efficientnet_jax.errors import UserError
+
 
 def make_mesh(data: int = -1, spatial: int = 1, devices=None) -> Mesh:
     """Mesh of data x spatial devices; data=-1 takes all that are there.
 
     Devices stand in the order of their hosts, so that host h of H holds the h-th part of every batch whatever order JAX lists
-    them in, and neighbours on 'spatial' are neighbours on one host. Raises ValueError when the product is not the number of
+    them in, and neighbours on 'spatial' are neighbours on one host. Raises UserError when the product is not the number of
     devices, or the devices of one image would be on several hosts.
     """
     devices = sorted(jax.devices() if devices is None else devices, key=lambda device: (device.process_index, device.id))
     n = len(devices)
     if spatial < 1 or n % spatial:
-        raise ValueError(f'mesh.spatial={spatial} must divide the number of devices ({n}); use one of {divisors(n)}.')
+        raise UserError(f'mesh.spatial={spatial} must divide the number of devices ({n}); use one of {divisors(n)}.')
     if data == -1:
         data = n // spatial
     if data * spatial != n:
-        raise ValueError(
+        raise UserError(
             f'mesh.data={data} x mesh.spatial={spatial} must be the number of devices ({n}); use mesh.data=-1 or {n // spatial}.'
         )
     grid = np.empty(n, object)
@@ -29,7 +31,7 @@ def make_mesh(data: int = -1, spatial: int = 1, devices=None) -> Mesh:
     grid = grid.reshape(data, spatial)
     if any(len({device.process_index for device in row}) > 1 for row in grid):
         local = n // len({device.process_index for device in devices})
-        raise ValueError(f'mesh.spatial={spatial} must divide the {local} devices of each host; use one of {divisors(local)}.')
+        raise UserError(f'mesh.spatial={spatial} must divide the {local} devices of each host; use one of {divisors(local)}.')
     return Mesh(grid, ('data', 'spatial'))
 
 
@@ -49,11 +51,11 @@ def batch_sharding(mesh: Mesh, name: str) -> NamedSharding:
 
 
 def check_batch_size(knob: str, batch_size: int, mesh: Mesh) -> None:
-    """Raises ValueError unless the batch divides over the mesh's data axis."""
+    """Raises UserError unless the batch divides over the mesh's data axis."""
     data = mesh.shape['data']
     if batch_size < 1 or batch_size % data:
         near = sorted({max(1, batch_size // data) * data, max(1, batch_size // data + 1) * data})
-        raise ValueError(
+        raise UserError(
             f'{knob}={batch_size} must be a positive multiple of {data} (mesh data={data}); nearest: {" or ".join(map(str, near))}.'
         )
 

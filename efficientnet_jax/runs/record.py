@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 import jax
 
+from efficientnet_jax.errors import StorageError, UserError
 from efficientnet_jax.runs import hosts
 
 # Knobs that say how a run is run and watched, not what it computes: they may change when it is resumed.
@@ -50,11 +51,11 @@ def claim_workdir(workdir: str, config: dict) -> TextIO | contextlib.nullcontext
     """Makes the workdir, holds it for this run and writes config.json, or checks that it holds this same run.
 
     Returns a context that holds the workdir until it is left or the process ends; on process 0 it is the lock. Raises, on all hosts,
-    ValueError when another config's run is there (with the knobs that differ), another process holds it or the hosts do not share
+    UserError when another config's run is there (with the knobs that differ), another process holds it or the hosts do not share
     it, and OSError when it cannot be written.
     """
     if '://' in workdir:
-        raise ValueError(
+        raise UserError(
             f'workdir={workdir} must be a folder: an object store can neither append metrics nor lock. Mount shared storage (launch/README.md).'
         )
     locks = []
@@ -64,7 +65,7 @@ def claim_workdir(workdir: str, config: dict) -> TextIO | contextlib.nullcontext
             os.makedirs(workdir, exist_ok=True)
             locks.append(hosts.lock(workdir))
         except OSError as error:
-            raise OSError(f'workdir={workdir} cannot be written ({error.strerror}); choose another --workdir.') from error
+            raise StorageError(f'workdir={workdir} cannot be written ({error.strerror}); choose another --workdir.') from error
         path = os.path.join(workdir, 'config.json')
         if os.path.exists(path):
             check_same_recipe(workdir, read_json(path), config)
@@ -75,7 +76,7 @@ def claim_workdir(workdir: str, config: dict) -> TextIO | contextlib.nullcontext
         holder = hosts.on_first(claim)
         path = os.path.join(workdir, '.lock')
         if not hosts.everywhere(os.path.exists(path) and read_text(path) == holder):
-            raise ValueError(f'workdir={workdir} is not the same folder on all hosts; choose one on shared storage.')
+            raise UserError(f'workdir={workdir} is not the same folder on all hosts; choose one on shared storage.')
     except BaseException:
         for lock in locks:
             lock.close()
@@ -84,11 +85,11 @@ def claim_workdir(workdir: str, config: dict) -> TextIO | contextlib.nullcontext
 
 
 def check_same_recipe(workdir: str, there: dict, here: dict) -> None:
-    """Raises ValueError with the knobs that differ."""
+    """Raises UserError with the knobs that differ."""
     old, new = flatten(recipe_of(there)), flatten(recipe_of(here))
     differ = [f'{k}={old.get(k)!r} there, {new.get(k)!r} here' for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     if differ:
-        raise ValueError(
+        raise UserError(
             f'workdir={workdir} holds a run with another config: {"; ".join(differ)}. Choose another --workdir or remove that one.'
         )
 

@@ -28,6 +28,7 @@ import time
 from efficientnet_jax import architectures
 from efficientnet_jax.architectures import Architecture, Block
 from efficientnet_jax.architectures.rounding import round_repeats
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.runs import record
 from efficientnet_jax.search.space import Candidate, Space
 from efficientnet_jax.tpu import aot
@@ -39,12 +40,12 @@ def cycle_cost(space: Space, config, folder: str) -> CycleTable:
     """The cost function of a space's candidates in estimated cycles an image, under config.study.chip, cycles_batch and cycles_train.
 
     Takes seconds, to look up which table that is. Resolution, stem and head are those of space.base. The table is kept in the folder, a
-    folder in it for each setting, and is shared by all who name it. Raises ValueError for a chip or batch that cannot be, or where libtpu
+    folder in it for each setting, and is shared by all who name it. Raises UserError for a chip or batch that cannot be, or where libtpu
     is not installed.
     """
     aot.slice_devices(config.study.chip, 'study.chip')
     if config.study.cycles_batch < 1:
-        raise ValueError(f'study.cycles_batch={config.study.cycles_batch} must be at least 1.')
+        raise UserError(f'study.cycles_batch={config.study.cycles_batch} must be at least 1.')
     return CycleTable(space, config, folder)
 
 
@@ -88,7 +89,7 @@ class CycleTable:
         try:
             cost = aot.estimated_cycles(self._config, knobs.chip, knobs.cycles_batch, network, knobs.cycles_train)
         except aot.DoesNotFit as error:
-            raise ValueError(
+            raise UserError(
                 f'study.cycles_batch={knobs.cycles_batch} images of a candidate do not fit {knobs.chip}; lower it. {error}'
             ) from error
         named = keys(network)

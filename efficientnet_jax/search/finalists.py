@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.runs import hosts
 from efficientnet_jax.search import outputs, proxy
 from efficientnet_jax.search.rank_correlation import Rank, spearman
@@ -27,7 +28,7 @@ def finalists(config, workdir: str, found: Setting, best: list[dict[str, Any]] |
     def summary():
         rows = [row for one in best if (row := _finalist(config, one, results, seeds, found)) is not None]
         if not rows:
-            raise ValueError('None of the finalists could be trained; the log says why. --config.search.retry=True tries again.')
+            raise UserError('None of the finalists could be trained; the log says why. --config.search.retry=True tries again.')
         rank = spearman([row['proxy'] for row in rows], [row['accuracy'] for row in rows])
         winner = max(rows, key=lambda row: row['reward'])
         text = outputs.table(tuple(rows[0]), rows)
@@ -63,7 +64,7 @@ def proxy_check(config, workdir: str, found: Setting, candidates: list[Candidate
                 row = {'hash': name, 'cost': cost, 'proxy': statistics.mean(of['proxy']), 'seed_deviation': spread}
                 rows.append(row | {'full': statistics.mean(of['full'])})
         if not rows:
-            raise ValueError('No candidate could be trained; the log says why. --config.search.retry=True tries again.')
+            raise UserError('No candidate could be trained; the log says why. --config.search.retry=True tries again.')
         accuracies = [row['full'] for row in rows]
         facts = {
             'rank': spearman([row['proxy'] for row in rows], accuracies)._asdict(),

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from efficientnet_jax.data import folder, sources
+from efficientnet_jax.errors import UserError
 
 
 def check(config) -> None:
-    """Raises ValueError where search.eval_split is not a part of train_split's data, or shares images with search.train_split or eval_split."""
+    """Raises UserError where search.eval_split is not a part of train_split's data, or shares images with search.train_split or eval_split."""
     spans = {knob: _spans(config, split) for knob, split in _splits(config).items()}
     whole = set(_names(config.train_split))
     outside = {name for name, _, _ in spans['search.eval_split']} - whole
     if outside:
-        raise ValueError(
+        raise UserError(
             f"search.eval_split={config.search.eval_split!r} must be a part of {', '.join(sorted(whole))} that is held out, such as 'train[-10%:]' "
             f"with search.train_split='train[:-10%]': {', '.join(sorted(outside))} is for the end, and must not choose networks."
         )
     for knob in ('search.train_split', 'eval_split'):
         shared = sum(_shared(a, b) for a in spans['search.eval_split'] for b in spans[knob])
         if shared:
-            raise ValueError(
+            raise UserError(
                 f'search.eval_split={config.search.eval_split!r} shares {shared:,} images with {knob}={_splits(config)[knob]!r}; they must be apart.'
             )
 

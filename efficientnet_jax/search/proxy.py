@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from efficientnet_jax.data import sources
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.evaluation.evaluate import evaluate_state
 from efficientnet_jax.runs import hosts, record
 from efficientnet_jax.search.space import Candidate, Space
@@ -79,21 +80,21 @@ def _rungs(knobs, horizon: Horizon) -> list[int]:
 
 
 def check(config, space: Space, candidates: list[Candidate]) -> None:
-    """Builds, without compiling, what would be trained of the candidates. Raises ValueError for a knob that cannot work."""
+    """Builds, without compiling, what would be trained of the candidates. Raises UserError for a knob that cannot work."""
     knobs = config.search
     for name, low in (('epochs', 0), ('steps', 1), ('warmup_epochs', 0), ('resolution', 8), ('rungs', 1), ('rung_factor', 2)):
         if knobs[name] is not None and not knobs[name] >= low:
-            raise ValueError(f'search.{name}={knobs[name]} must be at least {low}.')
+            raise UserError(f'search.{name}={knobs[name]} must be at least {low}.')
     source = sources.open_source(config.dataset, knobs.train_split, config.data_dir)
     for candidate in candidates:
         experiment(full_config(config, space, candidate), source.num_classes, len(source))
         one = proxy_config(config, space, candidate)
         total = _horizon(one).total_steps
         if total < 1:
-            raise ValueError(f'search.epochs={knobs.epochs}, search.steps={knobs.steps} make no update at batch_size={one.batch_size}.')
+            raise UserError(f'search.epochs={knobs.epochs}, search.steps={knobs.steps} make no update at batch_size={one.batch_size}.')
         experiment(one, source.num_classes, len(source))
     if knobs.rungs is not None and knobs.rung_factor**knobs.rungs > total:
-        raise ValueError(
+        raise UserError(
             f'search.rungs={knobs.rungs} of factor {knobs.rung_factor} need {knobs.rung_factor**knobs.rungs} steps or more; the proxy has {total}.'
         )
 
@@ -103,7 +104,7 @@ def evaluate(config, space: Space, candidate: Candidate, folder: str, go_on: GoO
 
     What is there already is not trained again. accuracy: of the hold-out, from the moving average where there is one. stopped_at: the
     step of the rung at which it was stopped, or None. failed: why it could not be trained, with accuracy 0, or None. step_seconds: of an
-    update, where search.cost asks for it. Every process of a worker calls it. Raises ValueError when the folder holds another config.
+    update, where search.cost asks for it. Every process of a worker calls it. Raises UserError when the folder holds another config.
     """
     one = proxy_config(config, space, candidate)
     return trained(one, folder, go_on, _rungs(config.search, _horizon(one)), config.search)
@@ -116,7 +117,7 @@ def trained(one, folder: str, go_on: GoOn | None, rungs: list[int], knobs) -> di
     known = hosts.on_first(lambda: record.read_json(path) if os.path.exists(path) else None)
     if known is not None:
         if known['config_hash'] != identity:
-            raise ValueError(f'{folder} holds the candidate under another config; choose another --workdir, or remove {folder}.')
+            raise UserError(f'{folder} holds the candidate under another config; choose another --workdir, or remove {folder}.')
         return {name: value for name, value in known.items() if name != 'config_hash'}
     found = {'accuracy': 0.0, 'stopped_at': None, 'failed': None}
     if knobs.cost == 'step_seconds':

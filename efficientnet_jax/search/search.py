@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.queue import trials
 from efficientnet_jax.reporting import page
 from efficientnet_jax.runs import hosts, record
@@ -33,12 +34,12 @@ Score = Callable[[Candidate, str, proxy.GoOn | None, int], dict[str, Any]]
 def search(config, workdir: str) -> dict[str, Any]:
     """Does config.search.action and leaves WORKDIR/search/ (outputs.py) and WORKDIR/result.json (status: neither), which it returns; resumable.
 
-    Raises ValueError, before anything is compiled, for a config or a target that cannot work, and what trials.open_study raises.
+    Raises UserError, before anything is compiled, for a config or a target that cannot work, and what trials.open_study raises.
     """
     began = time.monotonic()
     actions = {'run': run, 'status': status, 'finalists': finalists, 'proxy_check': proxy_check}
     if config.search.action not in actions:
-        raise ValueError(f'search.action={config.search.action!r} must be one of {", ".join(actions)}.')
+        raise UserError(f'search.action={config.search.action!r} must be one of {", ".join(actions)}.')
     facts = actions[config.search.action](config, workdir, setting(config, workdir))
     result = record.result('search', as_dict(config), 0, {'action': config.search.action, **facts}, 0, time.monotonic() - began)
     if config.search.action != 'status':  # which only looks
@@ -82,9 +83,7 @@ def finalists(config, workdir: str, found: Setting) -> dict[str, Any]:
     def best():
         slots = slots_of(config, found, open_queue(config, workdir, found))
         if not slots.finished():
-            raise ValueError(
-                f'search.action=finalists needs a finished search: {len(slots.records())} of its slots are done; run it first.'
-            )
+            raise UserError(f'search.action=finalists needs a finished search: {len(slots.records())} of its slots are done; run it first.')
         return outputs.best_ones(slots.records())[: config.search.finalists]
 
     return in_full.finalists(config, workdir, found, on_process_0(best))
@@ -184,7 +183,7 @@ def shared_weights(config, workdir: str, found: Setting) -> Score:
     work(queue, train_it)
     failed = hosts.on_first(lambda: queue.failures())
     if failed:
-        raise ValueError(f'The supernet could not be trained: {failed["supernet"]}. --config.search.retry=True tries again.')
+        raise UserError(f'The supernet could not be trained: {failed["supernet"]}. --config.search.retry=True tries again.')
     state, exp = supernet_train.load_supernet(one, space, folder)
     evaluator, variables = supernet_train.Evaluator(exp, one), state.variables(ema=state.ema is not None)
 

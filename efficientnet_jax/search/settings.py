@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from efficientnet_jax.data import sources
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.queue import trials
 from efficientnet_jax.runs import hosts, record
 from efficientnet_jax.search import cycles, holdout, masks, proxy, strategies, supernet_train
@@ -37,16 +38,16 @@ class Setting(NamedTuple):
 
 
 def setting(config, workdir: str) -> Setting:
-    """Raises ValueError for a knob that cannot work, or a target below the cost of every candidate."""
+    """Raises UserError for a knob that cannot work, or a target below the cost of every candidate."""
     experiment.check(config)
     knobs = config.search
     if knobs.evaluation not in EVALUATIONS:
-        raise ValueError(f'search.evaluation={knobs.evaluation!r} must be one of {", ".join(EVALUATIONS)}.')
+        raise UserError(f'search.evaluation={knobs.evaluation!r} must be one of {", ".join(EVALUATIONS)}.')
     for name, low in (('trials', 1), ('finalists', 1), ('checked', 3), ('check_seeds', 2), ('seeds', 1)):
         if knobs[name] < low:
-            raise ValueError(f'search.{name}={knobs[name]} must be at least {low}.')
+            raise UserError(f'search.{name}={knobs[name]} must be at least {low}.')
     if knobs.cost == 'step_seconds' and knobs.evaluation != 'train':
-        raise ValueError(f"search.cost='step_seconds' needs search.evaluation='train', not {knobs.evaluation!r}, which runs no update.")
+        raise UserError(f"search.cost='step_seconds' needs search.evaluation='train', not {knobs.evaluation!r}, which runs no update.")
     space, aim = space_of(config), objectives.objective(config)
     strategies.strategy(knobs.strategy, space, knobs, config.seed)
     num_classes = 1000
@@ -64,11 +65,11 @@ def setting(config, workdir: str) -> Setting:
 
 
 def space_of(config) -> Space:
-    """The space of config.search with its `ops`, at the width and depth of the config. Raises ValueError for unknown ops."""
+    """The space of config.search with its `ops`, at the width and depth of the config. Raises UserError for unknown ops."""
     space, ops = spaces.get(config.search.space), tuple(config.search.ops)
     unknown = [op for op in ops if op not in space.ops]
     if unknown or not ops:
-        raise ValueError(f'search.ops={ops} must name some of {", ".join(space.ops)}.')
+        raise UserError(f'search.ops={ops} must name some of {", ".join(space.ops)}.')
     return supernet_train.scaled(dataclasses.replace(space, ops=ops), config)
 
 
@@ -94,10 +95,10 @@ def cost_of(config, workdir: str, space: Space, num_classes: int) -> Callable[[C
 
 
 def check_target(config, space: Space, cost) -> None:
-    """Raises ValueError where the cheapest candidate costs more than search.target."""
+    """Raises UserError where the cheapest candidate costs more than search.target."""
     _, least = space.smallest(cost)
     if config.search.target < least:
-        raise ValueError(
+        raise UserError(
             f'search.target={config.search.target:.4g} can be met by no candidate of space {space.name}: the cheapest has {least:.4g} '
             f'({config.search.cost}). Raise search.target, or lower width, depth or resolution.'
         )

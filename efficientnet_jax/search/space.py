@@ -42,6 +42,7 @@ from typing import Any
 
 from efficientnet_jax import architectures
 from efficientnet_jax.architectures import Architecture
+from efficientnet_jax.errors import UserError
 
 Candidate = dict[str, Any]
 SKIPS = {'identity': True, 'pool': 'pool', 'none': False}  # as in Stage.skip
@@ -114,18 +115,18 @@ class Space:
         return candidate
 
     def canonical(self, choices: Mapping[str, Any]) -> Candidate:
-        """The candidate of some choices, with those that are inactive dropped. Raises ValueError for one that is missing or not in the space."""
+        """The candidate of some choices, with those that are inactive dropped. Raises UserError for one that is missing or not in the space."""
 
         def pick(name, values):
             if name not in choices:
-                raise ValueError(f'{name} is missing; space {self.name} has {name} in {values}.')
+                raise UserError(f'{name} is missing; space {self.name} has {name} in {values}.')
             if choices[name] not in values:
-                raise ValueError(f'{name}={choices[name]!r} must be one of {values} in space {self.name}.')
+                raise UserError(f'{name}={choices[name]!r} must be one of {values} in space {self.name}.')
             return choices[name]
 
         unknown = set(choices) - set(self.choices)
         if unknown:
-            raise ValueError(f'{", ".join(sorted(unknown))} is no choice of space {self.name}; see Space.choices.')
+            raise UserError(f'{", ".join(sorted(unknown))} is no choice of space {self.name}; see Space.choices.')
         return self.choose(pick)
 
     def sample(self, rng: random.Random) -> Candidate:
@@ -157,17 +158,17 @@ class Space:
         return dataclasses.replace(self.base, name=f'candidate_{candidate_hash(candidate)}', stages=stages)
 
     def encode(self, architecture: Architecture) -> Candidate:
-        """The candidate with the architecture's blocks. Raises ValueError with the first thing that is not in the space.
+        """The candidate with the architecture's blocks. Raises UserError with the first thing that is not in the space.
 
         Only blocks, stem and head are looked at: activation, drop path and resolution are not searched.
         """
         a, b = architecture, self.base
         for field in ('stem_filters', 'stem_kernel', 'stem_pool', 'head_filters', 'width', 'depth'):
             if getattr(a, field) != getattr(b, field):
-                raise ValueError(f'{field}={getattr(a, field)} of {a.name} must be {getattr(b, field)} in space {self.name}.')
+                raise UserError(f'{field}={getattr(a, field)} of {a.name} must be {getattr(b, field)} in space {self.name}.')
         strides = [[stage.stride for stage in net.stages] for net in (a, self.reference)]
         if strides[0] != strides[1]:
-            raise ValueError(f'strides {strides[0]} of {a.name} must be {strides[1]} in space {self.name}.')
+            raise UserError(f'strides {strides[0]} of {a.name} must be {strides[1]} in space {self.name}.')
         choices = {}
         for number, stage in enumerate(a.stages, start=1):
             op = 'separable' if (stage.op, stage.expand) == ('mbconv', 1) else stage.op
@@ -246,7 +247,7 @@ SPACES = {
 
 
 def get(name: str) -> Space:
-    """The space of that name. Raises ValueError with all names."""
+    """The space of that name. Raises UserError with all names."""
     if name not in SPACES:
-        raise ValueError(f'search.space={name!r} must be one of {", ".join(SPACES)}.')
+        raise UserError(f'search.space={name!r} must be one of {", ".join(SPACES)}.')
     return SPACES[name]

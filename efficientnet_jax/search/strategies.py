@@ -10,6 +10,7 @@ import random
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.search.space import Candidate, Space
 
 
@@ -128,12 +129,12 @@ STRATEGIES = {'random': Random, 'evolution': Evolution, 'ppo': _ppo, 'tpe': Tpe,
 
 
 def strategy(name: str, space: Space, knobs, seed: int) -> Strategy:
-    """The strategy of that name; knobs: config.search. Raises ValueError for a name or number that cannot work."""
+    """The strategy of that name; knobs: config.search. Raises UserError for a name or number that cannot work."""
     if name not in STRATEGIES:
-        raise ValueError(f'search.strategy={name!r} must be one of {", ".join(STRATEGIES)}.')
+        raise UserError(f'search.strategy={name!r} must be one of {", ".join(STRATEGIES)}.')
     for knob in ('population', 'sample', 'ppo_batch', 'ppo_epochs', 'ppo_hidden'):
         if knobs[knob] < 1:
-            raise ValueError(f'search.{knob}={knobs[knob]} must be at least 1.')
+            raise UserError(f'search.{knob}={knobs[knob]} must be at least 1.')
     if knobs.sample > knobs.population:
-        raise ValueError(f'search.sample={knobs.sample} must not exceed search.population={knobs.population}.')
+        raise UserError(f'search.sample={knobs.sample} must not exceed search.population={knobs.population}.')
     return STRATEGIES[name](space, knobs, seed)

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 
 from efficientnet_jax import models
 from efficientnet_jax.architectures import Architecture
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.models.batch_norm import ACTIVATIONS, BatchNorm
 from efficientnet_jax.models.mbconvnet import REMAT, conv_init, convolve, dense_init, depthwise_init
 from efficientnet_jax.search.masks import Active, StageTable, active_blocks, draw, largest, tables
@@ -201,7 +202,7 @@ def _fit(x, channels: int):
 def slice_weights(variables, architecture: Architecture):
     """The candidate's part of a supernet's {'params', 'batch_stats'}: variables of models.build(architecture), classes as in the supernet.
 
-    architecture: `Space.decode` of a candidate. Raises ValueError for one that is not in the supernet.
+    architecture: `Space.decode` of a candidate. Raises UserError for one that is not in the supernet.
     """
     module = models.build(architecture, num_classes=variables['params']['classifier']['bias'].shape[0])
     images = jax.ShapeDtypeStruct((1, architecture.resolution, architecture.resolution, 3), jnp.float32)
@@ -215,15 +216,13 @@ def slice_weights(variables, architecture: Architecture):
             for name in names:
                 source = source['conv_se' if name == 'se' and 'conv' in block else name]
         except KeyError:
-            raise ValueError(f'{"/".join(names)} of {architecture.name} is not in the supernet; was it trained in another space?') from None
+            raise UserError(f'{"/".join(names)} of {architecture.name} is not in the supernet; was it trained in another space?') from None
         if source.ndim == 4:  # the middle of the kernel
             first = (source.shape[0] - shape.shape[0]) // 2
             source = source[first : first + shape.shape[0], first : first + shape.shape[0]]
         source = source[tuple(slice(size) for size in shape.shape)]
         if source.shape != shape.shape:
-            raise ValueError(
-                f"{'/'.join(names)} of {architecture.name} has shape {shape.shape}, larger than the supernet's {source.shape}."
-            )
+            raise UserError(f"{'/'.join(names)} of {architecture.name} has shape {shape.shape}, larger than the supernet's {source.shape}.")
         return source
 
     return jax.tree_util.tree_map_with_path(cut, wanted)

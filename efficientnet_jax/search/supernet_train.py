@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from efficientnet_jax.data import pipeline, sources
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.runs import hosts, record
 from efficientnet_jax.runs.checkpoint import Checkpoints
 from efficientnet_jax.runs.mesh import put, replicated
@@ -35,7 +36,7 @@ from efficientnet_jax.training.step import Recipe, eval_step, train_inputs
 def scaled(space: Space, config) -> Space:
     """The space with stem, head, width, depth, dropout and so on of the config: its candidates are what config.stages=space.rows(c) trains."""
     if config.stages is not None:
-        raise ValueError('stages must be None: those of a candidate or a supernet come from its space.')
+        raise UserError('stages must be None: those of a candidate or a supernet come from its space.')
     resolution = experiments.preprocess_of(config).resolution
     return dataclasses.replace(space, base=dataclasses.replace(experiments.architecture_of(config), resolution=resolution))
 
@@ -43,10 +44,10 @@ def scaled(space: Space, config) -> Space:
 def build(space: Space, config, num_classes: int, train_examples: int, devices=None, start=None) -> Experiment:
     """As experiment.experiment, with the supernet of a `scaled` space as its module. start: not used, a workdir resumes from its checkpoints."""
     if config.init_from is not None:
-        raise ValueError('init_from must be None: no published weights fit a supernet.')
+        raise UserError('init_from must be None: no published weights fit a supernet.')
     share = config.supernet.largest_share
     if not 0 <= share <= 1:
-        raise ValueError(f'supernet.largest_share={share} must be between 0 and 1.')
+        raise UserError(f'supernet.largest_share={share} must be between 0 and 1.')
     exp = experiments.experiment(config, num_classes, train_examples, devices)
     same = ('num_classes', 'dtype', 'batch_norm_group', 'remat', 'classifier_init_scale', 'data_shards')
     return exp._replace(module=Supernet(space, largest_share=share, **{name: getattr(exp.module, name) for name in same}))
@@ -55,7 +56,7 @@ def build(space: Space, config, num_classes: int, train_examples: int, devices=N
 def train_supernet(config, space: Space, workdir: str) -> tuple[TrainState, Experiment]:
     """Trains it in workdir as train.train does, or goes on; evaluates the largest ('eval') and smallest candidate, calibrated.
 
-    Raises ValueError, beside train's, where the workdir holds the supernet of another space.
+    Raises UserError, beside train's, where the workdir holds the supernet of another space.
     """
     identity = {'space': space.name, 'version': space.version, 'largest_share': config.supernet.largest_share}
 
@@ -63,7 +64,7 @@ def train_supernet(config, space: Space, workdir: str) -> tuple[TrainState, Expe
         os.makedirs(workdir, exist_ok=True)
         path = os.path.join(workdir, 'supernet.json')
         if os.path.exists(path) and record.read_json(path) != identity:
-            raise ValueError(f'workdir={workdir} holds the supernet {record.read_json(path)}, not {identity}; choose another --workdir.')
+            raise UserError(f'workdir={workdir} holds the supernet {record.read_json(path)}, not {identity}; choose another --workdir.')
         record.write_json(path, identity)
 
     hosts.on_first(check)
@@ -82,7 +83,7 @@ def train_supernet(config, space: Space, workdir: str) -> tuple[TrainState, Expe
 
 
 def load_supernet(config, space: Space, workdir: str) -> tuple[TrainState, Experiment]:
-    """The newest checkpoint of a supernet that is trained in workdir. Raises ValueError where there is none."""
+    """The newest checkpoint of a supernet that is trained in workdir. Raises UserError where there is none."""
     source = sources.open_source(config.dataset, config.train_split, config.data_dir)
     exp = build(space, config, source.num_classes, len(source))
     directory = os.path.join(os.path.abspath(workdir), 'checkpoints')
@@ -92,7 +93,7 @@ def load_supernet(config, space: Space, workdir: str) -> tuple[TrainState, Exper
         state, _, _ = checkpoints.restore_latest(exp.abstract_state())
         checkpoints.close()
     if state is None:
-        raise ValueError(
+        raise UserError(
             f'{workdir} holds no supernet; its worker trained it elsewhere. All workers of it need one --workdir on shared storage.'
         )
     return state, exp
@@ -105,7 +106,7 @@ class Evaluator:
         self.space: Space = exp.module.space
         number = config.supernet.calibration_batches
         if number < 1:
-            raise ValueError(f'supernet.calibration_batches={number} must be at least 1.')
+            raise UserError(f'supernet.calibration_batches={number} must be at least 1.')
         self._calibration = train_batches(exp, config, number)
         source = sources.open_source(config.dataset, config.eval_split, config.data_dir)
         batches = pipeline.eval_batches(

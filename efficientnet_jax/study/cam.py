@@ -14,6 +14,7 @@ import numpy as np
 
 from efficientnet_jax import weights
 from efficientnet_jax.data.imagenet_classes import class_names as imagenet_names
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.evaluation.predict import find, read
 from efficientnet_jax.reporting import page, pictures
 from efficientnet_jax.runs import record
@@ -25,15 +26,15 @@ def cam(config, workdir: str) -> dict[str, Any]:
     """Draws WORKDIR/study/cam.png: a row a photograph, a column a network of config.study.checkpoints, each with its top class.
 
     Networks are workdirs or weight files (of config.model, with config.init_padding), separated by commas; without any, config.init_from.
-    Raises ValueError for images or weights that are not there or cannot be read.
+    Raises UserError for images or weights that are not there or cannot be read.
     """
     began = time.monotonic()
     if config.study.images is None:
-        raise ValueError('study.images=None must name image files or folders, separated by commas: --config.study.images=a.jpg,photos/')
+        raise UserError('study.images=None must name image files or folders, separated by commas: --config.study.images=a.jpg,photos/')
     paths = find(config.study.images.split(','))
     named = config.study.checkpoints or config.init_from
     if named is None:
-        raise ValueError('study.checkpoints=None must name workdirs or weight files, separated by commas; or set init_from.')
+        raise UserError('study.checkpoints=None must name workdirs or weight files, separated by commas; or set init_from.')
     columns = []
     for name in named.split(','):
         own = os.path.exists(os.path.join(name, 'model.json')) or os.path.exists(os.path.join(name, 'config.json'))

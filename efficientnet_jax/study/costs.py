@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from efficientnet_jax import models
 from efficientnet_jax.architectures import Architecture
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.runs import record
 from efficientnet_jax.study import methods, points
 from efficientnet_jax.tpu import aot, jaxpr_count
@@ -53,14 +54,14 @@ class Costs:
         return COMPILES if name == 'cycles' else None
 
     def need(self, architectures: Iterable[Architecture]) -> None:
-        """Says how many compiles the cycles of these networks take. Raises ValueError where they are more than config.study.compiles."""
+        """Says how many compiles the cycles of these networks take. Raises UserError where they are more than config.study.compiles."""
         kept = self._kept()
         new = {key for key in map(self._cycles_key, architectures) if key not in kept}
         self._check(len(new), f'the cycles of {len(new)} networks')
         self._compiles, self._expected = 0, len(new)
 
     def need_targets(self, number: int) -> None:
-        """Raises ValueError where solving for so many targets in cycles may take more than config.study.compiles."""
+        """Raises UserError where solving for so many targets in cycles may take more than config.study.compiles."""
         self._check(number * COMPILES, f'{number} networks solved for cycles, at most {COMPILES} compiles each,')
 
     def compiled(self, architecture: Architecture) -> dict[str, Any]:
@@ -71,7 +72,7 @@ class Costs:
     def _check(self, compiles: int, what: str) -> None:
         limit = self._knobs.compiles
         if compiles > limit:
-            raise ValueError(
+            raise UserError(
                 f'study.compiles={limit} must be at least {compiles}: {what} take as many, of seconds to minutes each. Ask for fewer points '
                 f'(study.step, study.highest, study.methods, study.target), or raise it; what is compiled is kept.'
             )

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from efficientnet_jax import scaling
 from efficientnet_jax.architectures import Architecture
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.study import points
 from efficientnet_jax.study.points import Point
 from efficientnet_jax.study.tables import label
@@ -49,7 +50,7 @@ def grid(
     cost (a function of the architecture, multiply-adds or cycles) over that of the base. Of the triples that make one network the one
     whose product is nearest to `ratio` (or the paper's 1.2, 1.1, 1.15) names it, and a note says how many others there are.
 
-    Raises ValueError when no point meets the constraint, with the nearest.
+    Raises UserError when no point meets the constraint, with the nearest.
     """
     base = dataclasses.replace(base, depth_rounding=depth_rounding)
     axis = factors(highest, step)
@@ -66,7 +67,7 @@ def grid(
     inside = [triple for triple in triples if abs(ratios[triple] - ratio) <= tolerance + 1e-9]
     if not inside:
         nearest = min(triples, key=lambda triple: abs(ratios[triple] - ratio))
-        raise ValueError(
+        raise UserError(
             f'study.constraint={constraint} has no point with a ratio of {ratio} +- {tolerance}; the nearest is {ratios[nearest]:.3f} at '
             f'alpha, beta, gamma = {nearest}. Set study.tolerance={abs(ratios[nearest] - ratio) + 0.005:.2f}, a smaller study.step or study.highest.'
         )

@@ -30,7 +30,7 @@ WARM_UP = 3  # runs before the first that counts
 def latency(config, workdir: str) -> dict[str, Any]:
     """Measures config.study.models, passing over those that WORKDIR/study/latency.jsonl has for this machine; resumable.
 
-    Leaves latency.csv, .json, .md, .png and .svg in WORKDIR/study and result.json, which it returns. Raises ValueError for an unknown
+    Leaves latency.csv, .json, .md, .png and .svg in WORKDIR/study and result.json, which it returns. Raises UserError for an unknown
     model, RuntimeError with the output of a measuring process that failed.
     """
     began = time.monotonic()

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from efficientnet_jax import scaling
 from efficientnet_jax.architectures import Architecture
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.study import points
 from efficientnet_jax.study.points import Point
 from efficientnet_jax.study.tables import label
@@ -87,7 +88,7 @@ def solve(
 
     cost: of an architecture, growing with it. most: calls of it, where a compile is behind each; what comes out is within 2 % of the
     target, or the nearest of those that were looked at.
-    Raises ValueError when the method does not reach the target within multipliers of 1/16 to 16, or cannot change the cost at all.
+    Raises UserError when the method does not reach the target within multipliers of 1/16 to 16, or cannot change the cost at all.
     """
     found = _by_halving(base, method, target, cost, options) if most is None else _by_steps(base, method, target, cost, options, most)
     point = tidy(scaled(base, method, found, options))
@@ -99,11 +100,11 @@ def _by_halving(base, method, target, cost, options) -> float:
     low, high = _range(method)
     ends = [cost(scaled(base, method, s, options).architecture) for s in (low, high)]
     if ends[0] == ends[1]:
-        raise ValueError(
+        raise UserError(
             f'study.target={target:.4g} cannot be met by method {method}, which leaves {base.name} at {ends[0]:.4g} whatever its size.'
         )
     if not ends[0] <= target <= ends[1]:
-        raise ValueError(
+        raise UserError(
             f'study.target={target:.4g} must be between {ends[0]:.4g} and {ends[1]:.4g} for method {method} of {base.name} (multipliers of 1/16 to 16).'
         )
     best = min(zip(ends, (low, high), strict=True), key=lambda end: abs(math.log(end[0] / target)))
@@ -124,12 +125,12 @@ def _by_steps(base, method, target, cost, options, most) -> float:
     low, high = map(math.log, _range(method))
     base_cost = cost(scaled(base, method, 1.0, options).architecture)
     if not math.isfinite(base_cost):
-        raise ValueError(f'{base.name} itself does not fit into the memory of study.chip; lower study.cycles_batch.')
+        raise UserError(f'{base.name} itself does not fit into the memory of study.chip; lower study.cycles_batch.')
     seen = {0.0: math.log(base_cost)}  # log s: log cost
     kept, wanted = {scaled(base, method, 1.0, options).network: seen[0.0]}, math.log(target)
     # Cycles grow with s about as multiply-adds do, which s counts; who asks for far more gets no compile of a monster.
     if not low - math.log(4) <= wanted - seen[0.0] <= high + math.log(4):
-        raise ValueError(
+        raise UserError(
             f'study.target={target:.4g} is too far from the {base_cost:.4g} of {base.name} for method {method}, whose multipliers are 1/16 to 16.'
         )
     for _ in range(40):
@@ -137,7 +138,7 @@ def _by_steps(base, method, target, cost, options, most) -> float:
             break
         at = _next_step(seen, wanted, low, high)
         if at in seen:
-            raise ValueError(f'study.target={target:.4g} is not reached by method {method} of {base.name} with multipliers of 1/16 to 16.')
+            raise UserError(f'study.target={target:.4g} is not reached by method {method} of {base.name} with multipliers of 1/16 to 16.')
         point = scaled(base, method, math.exp(at), options)
         if point.network not in kept and len(kept) == most:
             break
@@ -196,14 +197,14 @@ def costs(measure: str, num_classes: int = 1000, cycles: Callable[[Architecture]
 
 
 def parse_target(text: str) -> tuple[str, tuple[float, ...]]:
-    """'macs:4e8,1.8e9' -> ('macs', (4e8, 1.8e9)). Raises ValueError with the form that is wanted."""
+    """'macs:4e8,1.8e9' -> ('macs', (4e8, 1.8e9)). Raises UserError with the form that is wanted."""
     measure, _, values = text.partition(':')
     try:
         targets = tuple(float(value) for value in values.split(','))
     except ValueError:
         targets = ()
     if measure not in MEASURES or not targets or not all(0 < target < math.inf for target in targets):
-        raise ValueError(
+        raise UserError(
             f'study.target={text!r} must be one of {", ".join(MEASURES)}, a colon and positive numbers: macs:1.8e9 or params:1e7,2e7.'
         )
     return measure, targets

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from efficientnet_jax.data import sources
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.reporting import page
 from efficientnet_jax.runs import record
 from efficientnet_jax.study import cam, costs, grid, latency, methods, plots, rows, tables, trained
@@ -36,7 +37,7 @@ def study(config, workdir: str) -> dict[str, Any]:
     """Runs config.study.kind and leaves WORKDIR/study/KIND.csv, .json, .md, .png and .svg and WORKDIR/result.json, which it returns.
 
     With config.study.train every point is trained with this config's recipe, by as many workers as are given this command; resumable.
-    Raises ValueError, before anything is compiled, for a config, a target or a constraint that cannot work, and what
+    Raises UserError, before anything is compiled, for a config, a target or a constraint that cannot work, and what
     trials.open_study raises for its storage.
     """
     began = time.monotonic()
@@ -124,7 +125,7 @@ def plan(config, cost: costs.Costs) -> tuple[list[Point], dict[str, Any], list[s
             if abs(off) > 0.05:
                 notes.append(f'The network of {method} nearest to {measure} {target:.4g} after rounding is {off:+.0%} off: {point.label}.')
     if len(points) == len(knobs.methods):
-        raise ValueError(notes[0])
+        raise UserError(notes[0])
     return points, {'measure': measure, 'targets': list(targets)}, notes
 
 
@@ -149,7 +150,7 @@ def best(table: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def check(config) -> None:
-    """Raises ValueError for a knob of config.study that could never work."""
+    """Raises UserError for a knob of config.study that could never work."""
     check_recipe(config)
     knobs = config.study
     choices = {
@@ -159,17 +160,17 @@ def check(config) -> None:
     }
     for name, allowed in choices.items():
         if knobs[name] not in allowed:
-            raise ValueError(
+            raise UserError(
                 f'study.{name}={knobs[name]!r} must be one of {", ".join(allowed)}. Configs: configs/study.py:table2 and so on.'
             )
     if config.stages is not None and knobs.kind in TITLES and knobs.kind not in ('grid', 'plan'):
-        raise ValueError(
+        raise UserError(
             f'study.kind={knobs.kind!r} is of the published networks, and stages={config.stages!r} is another one; scale it with '
             '--config.study.kind=plan or grid.'
         )
     unknown = [method for method in knobs.methods if method not in methods.METHODS]
     if unknown or not knobs.methods:
-        raise ValueError(f'study.methods={tuple(knobs.methods)} must name some of {", ".join(methods.METHODS)}.')
+        raise UserError(f'study.methods={tuple(knobs.methods)} must name some of {", ".join(methods.METHODS)}.')
     lowest = {
         'seeds': 1,
         'step': 0.001,
@@ -184,7 +185,7 @@ def check(config) -> None:
     }
     for name, low in lowest.items():
         if knobs[name] is not None and not knobs[name] >= low:  # NaN is not at least anything
-            raise ValueError(f'study.{name}={knobs[name]} must be at least {low}.')
+            raise UserError(f'study.{name}={knobs[name]} must be at least {low}.')
     if knobs.target is not None:
         methods.parse_target(knobs.target)
     if costs.wants_cycles(config):

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from efficientnet_jax.data import sources
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.queue import trials
 from efficientnet_jax.runs import hosts, record
 from efficientnet_jax.study.points import Point, knobs, network
@@ -31,7 +32,7 @@ RUNTIME = ('train', 'seeds', 'storage', 'name', 'lease_seconds', 'retry', 'xla_f
 def accuracies(config, workdir: str, points: list[Point]) -> dict[str, dict[str, Any]]:
     """{network: {'top1', 'top1_low', 'top1_high', 'seeds', 'seconds'}} over config.study.seeds seeds, when all are done.
 
-    A network whose runs all failed is not in it. Raises ValueError, before anything is trained, for a config with which a point cannot
+    A network whose runs all failed is not in it. Raises UserError, before anything is trained, for a config with which a point cannot
     be trained, and what trials.open_study raises.
     """
     runs = runs_of(config, points)
@@ -75,14 +76,14 @@ def hosts_queue(config, workdir: str, runs: dict[str, dict[str, Any]]) -> trials
 
 
 def check(config, runs: dict[str, dict[str, Any]]) -> None:
-    """Builds, without compiling, what each run would train. Raises ValueError with the knob that cannot work."""
+    """Builds, without compiling, what each run would train. Raises UserError with the knob that cannot work."""
     source = sources.open_source(config.dataset, config.train_split, config.data_dir)
     for key, run in runs.items():
         one = config_of(config, run)
         experiment(one, source.num_classes, len(source))
         built = network(architecture_of(one))
         if built not in key:
-            raise ValueError(f'{key} comes out as network {built} from {run}: model, depth, width and stages cannot express it.')
+            raise UserError(f'{key} comes out as network {built} from {run}: model, depth, width and stages cannot express it.')
 
 
 def config_of(config, run: dict[str, Any]):

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from efficientnet_jax.data.augment import policies
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.runs import mesh
 from efficientnet_jax.tpu import hlo_cost
 from efficientnet_jax.training.experiment import Experiment, experiment
@@ -82,7 +83,7 @@ class StepCost:
         return self.argument_bytes + self.output_bytes - self.alias_bytes + self.temp_bytes + self.code_bytes
 
 
-class DoesNotFit(ValueError):
+class DoesNotFit(UserError):
     """The compiler found no way to run the program in the memory of a device. needed_bytes is None where it does not tell."""
 
     def __init__(self, message: str):
@@ -92,10 +93,10 @@ class DoesNotFit(ValueError):
 
 
 def generation(topology: str, knob: str = 'plan.topology') -> Generation:
-    """Peaks of a topology's generation. Raises ValueError, which names the knob, for a name that is not like 'v5e:4x4'."""
+    """Peaks of a topology's generation. Raises UserError, which names the knob, for a name that is not like 'v5e:4x4'."""
     name, _, shape = topology.partition(':')
     if name not in GENERATIONS or not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)+', shape) or shape.count('x') + 1 != GENERATIONS[name].axes:
-        raise ValueError(
+        raise UserError(
             f"{knob}={topology!r} must be GENERATION:SHAPE, for example 'v5e:4x4' or 'v4:2x2x4' (v4 and v5p have three axes); "
             f'generations: {", ".join(GENERATIONS)}.'
         )
@@ -103,10 +104,10 @@ def generation(topology: str, knob: str = 'plan.topology') -> Generation:
 
 
 def slice_devices(topology: str, knob: str = 'plan.topology') -> list:
-    """Stand-ins for the devices of a slice. Raises ValueError for a shape that cannot be, and where libtpu is not installed."""
+    """Stand-ins for the devices of a slice. Raises UserError for a shape that cannot be, and where libtpu is not installed."""
     options = generation(topology, knob).options
     if importlib.util.find_spec('libtpu') is None:
-        raise ValueError(f"{knob}={topology!r} needs libtpu, the TPU compiler; install it with: pip install 'jax[tpu]'.")
+        raise UserError(f"{knob}={topology!r} needs libtpu, the TPU compiler; install it with: pip install 'jax[tpu]'.")
     # No TPU is asked for: neither the metadata server of a TPU VM nor the chips, so several compilers may run at a time.
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
     os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
@@ -120,7 +121,7 @@ def slice_devices(topology: str, knob: str = 'plan.topology') -> list:
             return topologies.get_topology_desc(topology, platform='tpu', chips_per_host_bounds=host, **options).devices
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f'{knob}={topology!r} must be a shape in which {name} slices exist, sides 1, 2 or even: {reason}') from error
+        raise UserError(f'{knob}={topology!r} must be a shape in which {name} slices exist, sides 1, 2 or even: {reason}') from error
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ import collections
 import re
 from typing import NamedTuple
 
+from efficientnet_jax.errors import UserError
+
 COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'collective-permute', 'all-to-all')
 
 _HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
@@ -41,7 +43,7 @@ class Collective(NamedTuple):
 def ops(text: str) -> list[Op]:
     """All costed operations. A loop's body counts as often as it runs, each branch of a conditional as 1 / branches.
 
-    Raises ValueError when there is none: another libtpu, or a program that was not compiled for a TPU.
+    Raises UserError when there is none: another libtpu, or a program that was not compiled for a TPU.
     """
     bodies, entry = computations(text)
     times = executions(bodies, entry)
@@ -52,7 +54,7 @@ def ops(text: str) -> list[Op]:
             if cycles and times[name]:
                 found.append(Op(_path(line), int(cycles[1]) * times[name]))
     if not sum(op.cycles for op in found):
-        raise ValueError('The compiled program has no "estimated_cycles": it is not for a TPU, or this libtpu does not tell; 0.0.42 does.')
+        raise UserError('The compiled program has no "estimated_cycles": it is not for a TPU, or this libtpu does not tell; 0.0.42 does.')
     return found
 
 
@@ -82,7 +84,7 @@ def computations(text: str) -> tuple[dict[str, list[str]], str]:
         elif line.startswith(' '):
             lines.append(line)
     if not entry:
-        raise ValueError('The text has no ENTRY computation: it is not the HLO of a compiled program.')
+        raise UserError('The text has no ENTRY computation: it is not the HLO of a compiled program.')
     return bodies, entry
 
 

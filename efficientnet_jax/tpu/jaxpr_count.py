@@ -16,6 +16,8 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 
+from efficientnet_jax.errors import UserError
+
 
 class Counts(NamedTuple):
     """Multiply-adds, and output elements of convolutions and products."""
@@ -37,7 +39,7 @@ NOTHING = Counts(0, 0)
 def count(function: Callable, *args, **kwargs) -> Counts:
     """Of one call of a function of arrays or ShapeDtypeStructs. Where it chooses its formulation by platform, the default one counts.
 
-    A scan counts as often as it runs, of the branches of a condition the dearest. Raises ValueError for a while loop with
+    A scan counts as often as it runs, of the branches of a condition the dearest. Raises UserError for a while loop with
     convolutions or products inside: how often it runs is not known.
     """
     return _of_jaxpr(jax.make_jaxpr(functools.partial(function, **kwargs))(*args).jaxpr)
@@ -87,9 +89,7 @@ def _of_equation(equation) -> Counts:
         return max(_of_jaxpr(branch.jaxpr) for branch in branches)
     inner = sum((_of_jaxpr(jaxpr) for jaxpr in _jaxprs(equation.params)), NOTHING)
     if name == 'while' and inner != NOTHING:
-        raise ValueError(
-            'a while loop with convolutions or matrix products cannot be counted; use lax.scan or fori_loop with fixed bounds.'
-        )
+        raise UserError('a while loop with convolutions or matrix products cannot be counted; use lax.scan or fori_loop with fixed bounds.')
     return inner.times(equation.params['length']) if name == 'scan' else inner
 
 

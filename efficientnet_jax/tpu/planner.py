@@ -30,7 +30,7 @@ def plan(config, workdir: str) -> dict[str, Any]:
     """Compiles the train step for config.plan.topology; prints a table, writes plan.json and plan.png, returns the content of plan.json.
 
     With plan.search the batch is the largest that fits (plan.json's 'search' has what was tried), and with plan.remats the other
-    policies are compiled too. Raises ValueError for a topology or config that cannot be, and aot.DoesNotFit, with a way out, when the
+    policies are compiled too. Raises UserError for a topology or config that cannot be, and aot.DoesNotFit, with a way out, when the
     step needs more memory than a device has.
     """
     aot.generation(config.plan.topology)

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from efficientnet_jax import architectures, models, scaling
 from efficientnet_jax.data.augment.policies import Augment
 from efficientnet_jax.data.preprocess import NORMALISATIONS, Preprocess
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.runs import mesh
 from efficientnet_jax.training import optim
 from efficientnet_jax.training.state import TrainState, init_state
@@ -79,7 +80,7 @@ def as_dict(config) -> dict[str, Any]:
 def experiment(config, num_classes: int, train_examples: int, devices=None, start=None) -> Experiment:
     """start: weights.start.Start, whose flavour and preprocessing replace the config's; None from scratch.
 
-    Raises ValueError with the knob, its value, the rule and a way out for every value that cannot work.
+    Raises UserError with the knob, its value, the rule and a way out for every value that cannot work.
     """
     check(config)
     preprocess = preprocess_of(config, None if start is None else start.preprocess)
@@ -90,18 +91,18 @@ def experiment(config, num_classes: int, train_examples: int, devices=None, star
     mesh.check_batch_size('eval_batch_size', config.eval_batch_size, device_mesh)
     group = config.batch_norm_group
     if group is not None and (group < 1 or config.batch_size % group):
-        raise ValueError(f'batch_norm_group={group} must divide batch_size={config.batch_size}, or be None for the whole batch.')
+        raise UserError(f'batch_norm_group={group} must divide batch_size={config.batch_size}, or be None for the whole batch.')
     if train_examples < config.batch_size and config.steps is None:
-        raise ValueError(
+        raise UserError(
             f'batch_size={config.batch_size} must not exceed the {train_examples} training images; take at most {train_examples}.'
         )
     augment = Augment(**config.augment)
     mixing = config.augment.mixup is not None or config.augment.cutmix is not None
     if mixing and config.batch_size % 2:
-        raise ValueError(f'batch_size={config.batch_size} must be even, since augment.mixup and augment.cutmix work on pairs of images.')
+        raise UserError(f'batch_size={config.batch_size} must be even, since augment.mixup and augment.cutmix work on pairs of images.')
     horizon = optim.Horizon.of(train_examples, config.batch_size, config.epochs, config.steps)
     if horizon.total_steps < 1:
-        raise ValueError(
+        raise UserError(
             f'epochs={config.epochs}, steps={config.steps} make no update at batch_size={config.batch_size}; set steps=1 or more.'
         )
     module = models.build(
@@ -154,7 +155,7 @@ def preprocess_of(config, of_weights: Preprocess | None = None) -> Preprocess:
 
 
 def check(config) -> None:
-    """Values that no data set or device could make right. Raises ValueError."""
+    """Values that no data set or device could make right. Raises UserError."""
     choices = {
         'dtype': tuple(DTYPES),
         'optimizer': optim.OPTIMIZERS,
@@ -165,11 +166,11 @@ def check(config) -> None:
         choices['remat'] = tuple(models.REMAT)
     for knob, allowed in choices.items():
         if config[knob] not in allowed:
-            raise ValueError(f'{knob}={config[knob]!r} must be one of {", ".join(allowed)}.')
+            raise UserError(f'{knob}={config[knob]!r} must be one of {", ".join(allowed)}.')
     if config.freeze_batch_norm and config.init_from is None:
-        raise ValueError('freeze_batch_norm=True needs init_from: the running statistics of random weights normalise nothing.')
+        raise UserError('freeze_batch_norm=True needs init_from: the running statistics of random weights normalise nothing.')
     if config.backbone_lr_multiplier == 0 and config.init_from is None:
-        raise ValueError('backbone_lr_multiplier=0 needs init_from: a frozen random backbone learns nothing; set init_from or 1.0.')
+        raise UserError('backbone_lr_multiplier=0 needs init_from: a frozen random backbone learns nothing; set init_from or 1.0.')
     ranges = {  # knob: (lowest, highest allowed), None for no limit
         'resolution': (8, None),
         'eval_crop_padding': (0, None),
@@ -203,4 +204,4 @@ def check(config) -> None:
         value = config[knob]
         if value is not None and not low <= value <= (math.inf if high is None else high):  # NaN is in no range
             bound = f'at least {low}' if high is None else f'between {low} and {high}'
-            raise ValueError(f'{knob}={value} must be {bound}.')
+            raise UserError(f'{knob}={value} must be {bound}.')

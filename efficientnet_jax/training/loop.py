@@ -15,6 +15,7 @@ import time
 import jax
 
 from efficientnet_jax.data import pipeline, sources
+from efficientnet_jax.errors import NotFinite
 from efficientnet_jax.evaluation.evaluate import evaluate_state
 from efficientnet_jax.reporting import page
 from efficientnet_jax.reporting.pictures import contact_sheet, draw_curves, short
@@ -30,17 +31,13 @@ from efficientnet_jax.weights.init_from import start as starting
 SHEET_IMAGES = 32
 
 
-class NotFinite(FloatingPointError):
-    """The loss or the gradients are NaN or infinite."""
-
-
 def train(config, workdir: str, build=experiment, evaluate=evaluate_state, began: float | None = None) -> dict:
     """Trains, evaluates on schedule and leaves config.json, metrics.jsonl, log.txt, tensorboard/, augmented.png, checkpoints/, curves.png,
     result.json and report.html.
 
     build and evaluate replace what makes the experiment and what scores a state, with the same arguments (search/supernet_train.py).
     began: time.monotonic() when the process began, for the seconds to the first step; None: now.
-    Returns the content of result.json. Raises ValueError for a config that cannot work (before anything is compiled) or a workdir
+    Returns the content of result.json. Raises UserError for a config that cannot work (before anything is compiled) or a workdir
     in use, NotFinite with the step and the last good checkpoint when the loss or gradients are NaN or Inf and config.nan_rollbacks
     does not help, OSError when the workdir cannot be written, hosts.Stopped when asked to stop (SIGTERM, preemption) and saved.
     """

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from efficientnet_jax.errors import UserError
+
 SCHEDULES = ('exponential', 'cosine', 'constant')
 OPTIMIZERS = ('rmsprop', 'sgd', 'adamw')
 
@@ -39,7 +41,7 @@ def learning_rate(config, horizon: Horizon) -> Callable[[jax.Array], jax.Array]:
     peak = config.lr_per_256 * config.batch_size / 256
     warmup_steps = int(config.warmup_epochs * horizon.steps_per_epoch)
     if config.schedule not in SCHEDULES:
-        raise ValueError(f'schedule={config.schedule!r} must be one of {", ".join(SCHEDULES)}.')
+        raise UserError(f'schedule={config.schedule!r} must be one of {", ".join(SCHEDULES)}.')
     if config.schedule == 'exponential':
         after = optax.exponential_decay(peak, config.decay_epochs * horizon.steps_per_epoch, config.decay_rate, staircase=True)
     elif config.schedule == 'cosine':
@@ -93,7 +95,7 @@ def _optimizer(config, horizon: Horizon) -> optax.GradientTransformation:
         return optax.chain(coupled, optax.sgd(rate, momentum=config.momentum))
     if config.optimizer == 'adamw':
         return optax.adamw(rate, b1=config.momentum, weight_decay=config.weight_decay, mask=decayed)
-    raise ValueError(f'optimizer={config.optimizer!r} must be one of {", ".join(OPTIMIZERS)}.')
+    raise UserError(f'optimizer={config.optimizer!r} must be one of {", ".join(OPTIMIZERS)}.')
 
 
 def ema_decay(limit: float, step: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ from typing import Any
 
 from efficientnet_jax.architectures import Architecture, Stage
 from efficientnet_jax.data.preprocess import Preprocess
+from efficientnet_jax.errors import UserError
 
 VERSION = 1
 
@@ -30,7 +31,7 @@ def _tuples(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse(content: dict[str, Any], where: str) -> tuple[Architecture, int, Preprocess | None, tuple[str, ...] | None]:
-    """(architecture, number of classes, preprocess, class names). Raises ValueError for what this version did not write."""
+    """(architecture, number of classes, preprocess, class names). Raises UserError for what this version did not write."""
     try:
         fields = dict(content['architecture'])
         fields['stages'] = tuple(Stage(**stage) for stage in fields['stages'])
@@ -40,4 +41,4 @@ def parse(content: dict[str, Any], where: str) -> tuple[Architecture, int, Prepr
         names = content['class_names']
         return Architecture(**fields), int(content['num_classes']), recipe, None if names is None else tuple(names)
     except (KeyError, TypeError) as error:
-        raise ValueError(f'{where} was described by another version of this project ({error}); use the version that wrote it.') from error
+        raise UserError(f'{where} was described by another version of this project ({error}); use the version that wrote it.') from error

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from efficientnet_jax.errors import NotThere, UserError
 from efficientnet_jax.weights import pickled
 
 READABLE = (
@@ -31,7 +32,7 @@ class File(NamedTuple):
 
 
 def read(path: str) -> File:
-    """Reads a local path or hf_hub:OWNER/NAME. Raises FileNotFoundError, or ValueError that says what was found there."""
+    """Reads a local path or hf_hub:OWNER/NAME. Raises FileNotFoundError, or UserError that says what was found there."""
     if path.startswith('hf_hub:'):
         return _hub(path)
     if '://' in path:
@@ -43,7 +44,7 @@ def read(path: str) -> File:
     if os.path.isdir(path):
         return _folder(path)
     if not os.path.exists(path):
-        raise FileNotFoundError(f'{path} is not there. Weights can be {READABLE}.')
+        raise NotThere(f'{path} is not there. Weights can be {READABLE}.')
     with open(path, 'rb') as f:
         return _content(f.read(), path)._replace(hints=path, timm_config=_timm_config(path))
 
@@ -60,11 +61,11 @@ def _content(data: bytes, where: str) -> File:
     hints = {b'version https://git-lfs': 'a Git LFS pointer: fetch it with git lfs pull', b'\x1f\x8b': 'gzip: unpack it first'}
     hint = next((text for start, text in hints.items() if data.startswith(start)), None)
     saw = f'it is {hint}' if hint else f'it has {len(data)} bytes that begin with {data[:16]!r}'
-    raise ValueError(f'{where} is no weights file that can be read; {saw}. Weights can be {READABLE}.')
+    raise UserError(f'{where} is no weights file that can be read; {saw}. Weights can be {READABLE}.')
 
 
-def _damaged(where, error) -> ValueError:
-    return ValueError(f'{where} is cut off or damaged: {error}. Fetch it again.')
+def _damaged(where, error) -> UserError:
+    return UserError(f'{where} is cut off or damaged: {error}. Fetch it again.')
 
 
 def _safetensors(data, where):
@@ -79,7 +80,7 @@ def _safetensors(data, where):
     arrays = {}
     for name, entry in entries.items():
         if entry['dtype'] not in names:
-            raise ValueError(f'{where}: {name} has dtype {entry["dtype"]}; readable: {", ".join(names)}.')
+            raise UserError(f'{where}: {name} has dtype {entry["dtype"]}; readable: {", ".join(names)}.')
         arrays[name] = np.frombuffer(entry['data'], _dtype(names[entry['dtype']])).reshape(entry['shape'])
     description = json.loads(metadata['efficientnet_jax']) if 'efficientnet_jax' in metadata else None
     return File(where, 'safetensors', _cleaned(arrays), description)
@@ -103,7 +104,7 @@ def _zip(data, where):
                 return _npz(data, where)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise _damaged(where, error) from error
-    raise ValueError(f'{where} is a zip without weights; it holds {", ".join(members[:5])}. Weights can be {READABLE}.')
+    raise UserError(f'{where} is a zip without weights; it holds {", ".join(members[:5])}. Weights can be {READABLE}.')
 
 
 def _npz(data, where):
@@ -121,7 +122,7 @@ def _npz(data, where):
 def _torch(data, where):
     content = pickled.read(data, where)
     if not isinstance(content, dict):
-        raise ValueError(f'{where} holds a {type(content).__name__}, not a state dict.')
+        raise UserError(f'{where} holds a {type(content).__name__}, not a state dict.')
     # timm's order: the moving average evaluates better than the raw weights beside it.
     for key in ('state_dict_ema', 'model_ema', 'state_dict', 'model'):
         if isinstance(content.get(key), dict):
@@ -129,7 +130,7 @@ def _torch(data, where):
             break
     arrays = {key: value for key, value in content.items() if isinstance(value, np.ndarray)}
     if not arrays:
-        raise ValueError(f'{where} holds no tensors; its keys: {", ".join(map(str, list(content)[:8]))}.')
+        raise UserError(f'{where} holds no tensors; its keys: {", ".join(map(str, list(content)[:8]))}.')
     for wrapper in ('module.', '_orig_mod.'):  # DistributedDataParallel, torch.compile
         if all(name.startswith(wrapper) for name in arrays):
             arrays = {name.removeprefix(wrapper): value for name, value in arrays.items()}
@@ -188,7 +189,7 @@ def _keras3(layers, where):
         if variables is None:
             continue
         if 'name' not in variables.attrs:
-            raise ValueError(f'{where} does not keep the names of layers (an early Keras 3); load it with Keras and save it as .h5.')
+            raise UserError(f'{where} does not keep the names of layers (an early Keras 3); load it with Keras and save it as .h5.')
         name = variables.attrs['name']
         if name.startswith('rescaling'):
             arrays[name] = np.zeros(())
@@ -212,7 +213,7 @@ def _tensorflow_prefix(path):
     if not prefixes:
         return None
     if len(prefixes) > 1 and not os.path.exists(os.path.join(path, 'checkpoint')):
-        raise ValueError(f'{path} holds {len(prefixes)} TensorFlow checkpoints; name one of {", ".join(prefixes[:5])}.')
+        raise UserError(f'{path} holds {len(prefixes)} TensorFlow checkpoints; name one of {", ".join(prefixes[:5])}.')
     import tensorflow as tf
 
     return tf.train.latest_checkpoint(path) or os.path.join(path, prefixes[-1])
@@ -250,7 +251,7 @@ def _folder(path):
     for name in ('model.safetensors', 'pytorch_model.bin'):
         if name in inside:
             return read(os.path.join(path, name))
-    raise ValueError(f'{path} is a folder without weights; it holds {", ".join(inside[:8]) or "nothing"}. Weights can be {READABLE}.')
+    raise UserError(f'{path} is a folder without weights; it holds {", ".join(inside[:8]) or "nothing"}. Weights can be {READABLE}.')
 
 
 def _timm_config(path):
@@ -270,7 +271,7 @@ def _hub(path):
     try:
         import huggingface_hub
     except ImportError as error:
-        raise ValueError(f'{path} needs huggingface_hub, which is not installed: pip install huggingface_hub.') from error
+        raise UserError(f'{path} needs huggingface_hub, which is not installed: pip install huggingface_hub.') from error
     repository, _, revision = path.removeprefix('hf_hub:').partition('@')
     fetch = lambda name: huggingface_hub.hf_hub_download(repository, name, revision=revision or None)  # noqa: E731
     problems = []
@@ -286,7 +287,7 @@ def _hub(path):
             problems.append(f'config.json: {error}')
         file = read(local)
         return file._replace(where=path, hints=repository)
-    raise FileNotFoundError(f'{path} has no weights that could be fetched ({"; ".join(problems)}).')
+    raise NotThere(f'{path} has no weights that could be fetched ({"; ".join(problems)}).')
 
 
 def _remote(path):
@@ -296,6 +297,6 @@ def _remote(path):
     if tf.io.gfile.exists(path + '.index'):
         return _tensorflow(path)
     if not tf.io.gfile.exists(path) or tf.io.gfile.isdir(path):
-        raise FileNotFoundError(f'{path} is no file and no TensorFlow checkpoint. Weights can be {READABLE}.')
+        raise NotThere(f'{path} is no file and no TensorFlow checkpoint. Weights can be {READABLE}.')
     with tf.io.gfile.GFile(path, 'rb') as f:
         return _content(f.read(), path)._replace(hints=path)

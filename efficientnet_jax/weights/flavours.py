@@ -16,6 +16,7 @@ import numpy as np
 
 from efficientnet_jax.architectures import Architecture
 from efficientnet_jax.data.preprocess import IMAGENET, INCEPTION, LITE, Preprocess
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.weights.files import File
 
 PADDINGS = ('same', 'symmetric')
@@ -45,9 +46,9 @@ TORCHVISION_EPSILON = {'efficientnet_b5': 1e-3, 'efficientnet_b6': 1e-3, 'effici
 
 
 def flavoured(architecture: Architecture, naming: str, file: File, padding: str | None) -> Architecture:
-    """The architecture with the weights' padding and epsilon; an explicit `padding` wins. Raises ValueError when timm's is unknown."""
+    """The architecture with the weights' padding and epsilon; an explicit `padding` wins. Raises UserError when timm's is unknown."""
     if padding not in (None, *PADDINGS):
-        raise ValueError(f"padding={padding!r} must be 'same' (TensorFlow, timm's tf_ models), 'symmetric' (PyTorch) or None.")
+        raise UserError(f"padding={padding!r} must be 'same' (TensorFlow, timm's tf_ models), 'symmetric' (PyTorch) or None.")
     if naming == 'timm':
         padding = padding or timm_padding(architecture, file)
         return dataclasses.replace(architecture, padding=padding, bn_epsilon=1e-3 if padding == 'same' else 1e-5)
@@ -68,7 +69,7 @@ def timm_padding(architecture: Architecture, file: File) -> str:
         return 'same'
     if file.where.startswith('hf_hub:timm/'):
         return 'symmetric'
-    raise ValueError(
+    raise UserError(
         f"{file.where}: timm's two flavours of {architecture.name} have the same names and shapes, and nothing here tells which this is. "
         "Pass padding='same' for weights of timm's tf_ models (TensorFlow padding, epsilon 1e-3) or padding='symmetric' for timm's own "
         '(epsilon 1e-5); on the command line --config.init_padding=...'

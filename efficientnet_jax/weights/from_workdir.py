@@ -11,6 +11,7 @@ import numpy as np
 
 from efficientnet_jax.architectures import Architecture
 from efficientnet_jax.data.preprocess import Preprocess
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.runs import record
 from efficientnet_jax.runs.checkpoint import Checkpoints, read_config
 from efficientnet_jax.training.experiment import architecture_of, preprocess_of
@@ -34,7 +35,7 @@ def read_description(workdir: str | None) -> dict[str, Any] | None:
 def arrays(path: str) -> tuple[dict[str, np.ndarray], str]:
     """({'params/stem/kernel': ...}, workdir) of the best checkpoint of a workdir, or of the checkpoint WORKDIR/checkpoints/STEP.
 
-    The moving average where there is one. Raises ValueError without a complete checkpoint, checkpoint.Damaged when its bits changed.
+    The moving average where there is one. Raises UserError without a complete checkpoint, checkpoint.Damaged when its bits changed.
     """
     path = os.path.abspath(path)
     inside = os.path.isdir(os.path.join(path, 'checkpoints'))
@@ -42,7 +43,7 @@ def arrays(path: str) -> tuple[dict[str, np.ndarray], str]:
     checkpoints = Checkpoints(directory, read_only=True)
     step = checkpoints.best_step() if inside else int(os.path.basename(path))
     if step is None:
-        raise ValueError(f'{path} has no complete checkpoint yet; train on, or name another workdir.')
+        raise UserError(f'{path} has no complete checkpoint yet; train on, or name another workdir.')
     saved = checkpoints.restore_weights(step)
     checkpoints.close()
     chosen = saved.get('ema', saved)

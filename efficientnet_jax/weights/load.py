@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from efficientnet_jax import architectures, models
 from efficientnet_jax.architectures import Architecture
 from efficientnet_jax.data.preprocess import Preprocess
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.weights import description, files, flavours
 from efficientnet_jax.weights.match import classes, match, recognise
 
@@ -37,7 +38,7 @@ def load(
     padding: 'same' or 'symmetric' for timm files that do not tell; wins over what they tell.
     num_classes: the number of classes that the file must have; None: whatever it has.
     classifier: False drops the file's classifier, if it has one: variables then lack params/classifier. num_classes sets the module's.
-    Raises FileNotFoundError, or ValueError: Mismatch with the diff, Refused for a file that would run code,
+    Raises FileNotFoundError, or UserError: Mismatch with the diff, Refused for a file that would run code,
       plain for a damaged or unknown one; checkpoint.Damaged, an OSError, for a damaged workdir.
     Nothing is returned unless all arrays of the file and all variables of the model match.
     """
@@ -46,7 +47,7 @@ def load(
     described = None if file.description is None else description.parse(file.description, file.where)
     if architecture is None:
         if described is None:
-            raise ValueError(f'{file.where} does not say which model it is; name it: weights.load({path_or_name!r}, "efficientnet_b0").')
+            raise UserError(f'{file.where} does not say which model it is; name it: weights.load({path_or_name!r}, "efficientnet_b0").')
         architecture = described[0]
     naming = recognise(file, architecture)
     if described is not None:

@@ -8,18 +8,19 @@ import numpy as np
 
 from efficientnet_jax import architectures
 from efficientnet_jax.architectures import Architecture
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.weights import layouts, names
 from efficientnet_jax.weights.files import File
 
 SHOWN = 6  # arrays of each kind of difference that a message lists
 
 
-class Mismatch(ValueError):
+class Mismatch(UserError):
     """A file's arrays are not those of the model. The message is the diff."""
 
 
 def recognise(file: File, architecture: Architecture) -> str:
-    """The naming that most of the file's arrays follow. Raises ValueError with what was seen when none explains half of them."""
+    """The naming that most of the file's arrays follow. Raises UserError with what was seen when none explains half of them."""
     scores = {}
     for naming in names.known(architecture):
         theirs = {array.theirs for array in names.arrays(architecture, naming)}

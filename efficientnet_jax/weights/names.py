@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from efficientnet_jax.architectures import Architecture, Block
+from efficientnet_jax.errors import UserError
 
 # Leaves of a module here: {leaf: name elsewhere}. A batch norm has four, everything else a kernel and perhaps a bias.
 TORCH = {'kernel': 'weight', 'bias': 'bias', 'bn': {'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}}
@@ -83,11 +84,11 @@ def parts(block: Block) -> list[str]:
 
 
 def arrays(architecture: Architecture, naming: str, num_classes: int = 1000) -> list[Array]:
-    """All arrays of the variables with their names in another code base. Raises ValueError where it has no such architecture."""
+    """All arrays of the variables with their names in another code base. Raises UserError where it has no such architecture."""
     theirs, leaves, _, separator = NAMINGS[naming]
     module_names = theirs(architecture)
     if module_names is None:
-        raise ValueError(f'{architecture.name} has no {naming} names; formats that have: {", ".join(known(architecture))}.')
+        raise UserError(f'{architecture.name} has no {naming} names; formats that have: {", ".join(known(architecture))}.')
     rows = []
 
     def add(module, kind, shape, collection, leaf, name):

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from efficientnet_jax.errors import UserError
+
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 DTYPES = {
     'FloatStorage': np.dtype('<f4'),
@@ -31,7 +33,7 @@ DTYPES = {
 }
 
 
-class Refused(ValueError):
+class Refused(UserError):
     """The pickle asks for something other than tensors."""
 
 
@@ -93,13 +95,13 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read(data: bytes, where: str):
-    """The object in a .pth file, with NumPy arrays in the place of tensors. Raises Refused, or ValueError for a damaged file."""
+    """The object in a .pth file, with NumPy arrays in the place of tensors. Raises Refused, or UserError for a damaged file."""
     try:
         return _read_zip(data, where) if data[:2] == b'PK' else _read_stream(data, where)
     except Refused:
         raise
     except (EOFError, KeyError, IndexError, AttributeError, TypeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise ValueError(f'{where} is cut off or damaged: {error}. Fetch it again.') from error
+        raise UserError(f'{where} is cut off or damaged: {error}. Fetch it again.') from error
 
 
 def _read_zip(data, where):
@@ -107,7 +109,7 @@ def _read_zip(data, where):
         (name,) = [n for n in archive.namelist() if n.endswith('/data.pkl')]
         folder = name.removesuffix('data.pkl')
         if folder + 'byteorder' in archive.namelist() and archive.read(folder + 'byteorder') != b'little':
-            raise ValueError('its numbers are big-endian')
+            raise UserError('its numbers are big-endian')
         unpickler = _Unpickler(io.BytesIO(archive.read(name)), where)
         content = unpickler.load()
         raw = {key: archive.read(f'{folder}data/{key}') for key in unpickler.storages}
@@ -125,14 +127,14 @@ def _read_stream(data, where):
     for key in _Unpickler(file, where).load():
         storage = unpickler.storages[key]
         if int.from_bytes(file.read(8), 'little') != storage.elements:
-            raise ValueError(f'storage {key} has another length than announced')
+            raise UserError(f'storage {key} has another length than announced')
         values[key] = _values(storage, file.read(storage.elements * storage.dtype.itemsize))
     return _fill(content, values)
 
 
 def _values(storage, raw):
     if len(raw) < storage.elements * storage.dtype.itemsize:
-        raise ValueError(f'storage {storage.key} has {len(raw)} bytes of {storage.elements * storage.dtype.itemsize}')
+        raise UserError(f'storage {storage.key} has {len(raw)} bytes of {storage.elements * storage.dtype.itemsize}')
     return np.frombuffer(raw, storage.dtype, storage.elements)
 
 
@@ -150,9 +152,9 @@ def _fill(content, values):
 def _array(tensor, values):
     sizes = (tensor.offset, *tensor.shape, *tensor.strides)
     if len(tensor.shape) != len(tensor.strides) or min(sizes) < 0:
-        raise ValueError(f'a tensor of shape {tensor.shape} with strides {tensor.strides}')
+        raise UserError(f'a tensor of shape {tensor.shape} with strides {tensor.strides}')
     last = tensor.offset + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
     if 0 not in tensor.shape and last >= len(values):
-        raise ValueError(f'a tensor reaches element {last} of a storage of {len(values)}')
+        raise UserError(f'a tensor reaches element {last} of a storage of {len(values)}')
     strides = [stride * values.itemsize for stride in tensor.strides]
     return np.lib.stride_tricks.as_strided(values[tensor.offset :], tensor.shape, strides, writeable=False)

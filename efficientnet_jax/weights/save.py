@@ -13,6 +13,7 @@ import numpy as np
 from efficientnet_jax import architectures
 from efficientnet_jax.architectures import Architecture
 from efficientnet_jax.data.preprocess import Preprocess
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.weights import description, layouts, names
 
 CONTAINERS = ('.safetensors', '.npz')
@@ -31,13 +32,13 @@ def save(
     variables: {'params': ..., 'batch_stats': ...} of a module of that architecture; arrays stay float32.
     name_or_architecture: give the module's own architecture (module.architecture): its padding, epsilon and activation are written.
     format: whose names the arrays get: 'timm', 'torchvision', 'efficientnet_pytorch', 'keras', 'tensorflow' or 'own'.
-    Raises ValueError for another suffix, a format that lacks the architecture, and variables that are not the architecture's.
+    Raises UserError for another suffix, a format that lacks the architecture, and variables that are not the architecture's.
     """
     if not path.endswith(CONTAINERS):
-        raise ValueError(f'path={path!r} must end in {" or ".join(CONTAINERS)}.')
+        raise UserError(f'path={path!r} must end in {" or ".join(CONTAINERS)}.')
     architecture = architectures.get(name_or_architecture) if isinstance(name_or_architecture, str) else name_or_architecture
     if format not in names.NAMINGS:
-        raise ValueError(f'format={format!r} must be one of {", ".join(names.known(architecture))}.')
+        raise UserError(f'format={format!r} must be one of {", ".join(names.known(architecture))}.')
     leaves = jax.tree_util.tree_flatten_with_path({key: variables[key] for key in ('params', 'batch_stats')})[0]
     ours = {'/'.join(key.key for key in keys): np.asarray(leaf) for keys, leaf in leaves}
     bias = ours.get('params/classifier/bias')
@@ -47,7 +48,7 @@ def save(
     unused = sorted(ours.keys() - {row.path for row in rows})
     if differ or unused:
         listed = ', '.join((differ + unused)[:6])
-        raise ValueError(
+        raise UserError(
             f'variables are not those of {architecture.name}: {len(differ)} missing or of other shape, {len(unused)} unused ({listed}). '
             'Give the architecture that the module has (module.architecture).'
         )

@@ -17,6 +17,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks.chaos import WALL_CLOCK, chaos, differences
+from efficientnet_jax.errors import NotFinite
 from efficientnet_jax.evaluation import evaluate
 from efficientnet_jax.runs import hosts, record
 from efficientnet_jax.runs.checkpoint import Checkpoints, ShapeMismatch
@@ -219,7 +220,7 @@ def test_nan_stops_with_the_step_and_the_last_good_checkpoint(tmp_path, poison):
     poison(7)
     before = signal.getsignal(signal.SIGTERM)
     message = r'loss=nan, .* at step 7; the last good checkpoint is step 6 in .*Lower lr_per_256.*or set nan_rollbacks to skip'
-    with pytest.raises(loop.NotFinite, match=message):
+    with pytest.raises(NotFinite, match=message):
         loop.train(config(), str(tmp_path))
     assert signal.getsignal(signal.SIGTERM) == before
     record.claim_workdir(str(tmp_path), record.read_json(str(tmp_path / 'config.json'))).close()  # it is free again
@@ -236,7 +237,7 @@ def test_nan_rolls_back_past_the_bad_batch(tmp_path, poison):
 @pytest.mark.slow
 def test_nan_rolls_back_twice_and_no_more_often_than_allowed(tmp_path, poison):
     poison(8, 10)
-    with pytest.raises(loop.NotFinite, match=r'at step 8 after nan_rollbacks=1; the last good checkpoint is step 6'):
+    with pytest.raises(NotFinite, match=r'at step 8 after nan_rollbacks=1; the last good checkpoint is step 6'):
         loop.train(config(nan_rollbacks=1), str(tmp_path / 'once'))
     result = loop.train(config(nan_rollbacks=2), str(tmp_path / 'twice'))
     # Step 7 takes batch 9 after the first, step 7 takes batch 11 after the second: batches 7 to 10 are skipped.

@@ -14,6 +14,7 @@ import dataclasses
 import numpy as np
 
 from efficientnet_jax.data import order
+from efficientnet_jax.errors import UserError
 
 OPS = (
     'Identity', 'AutoContrast', 'Equalize', 'Invert', 'Rotate', 'Posterize', 'Solarize', 'Color', 'Contrast', 'Brightness', 'Sharpness',
@@ -102,19 +103,19 @@ class Augment:
         for name, (low, high), most in (('area', self.area, 1), ('ratio', self.ratio, float('inf'))):
             if not 0 < low <= high <= most:
                 limit = ' and at most 1' if most == 1 else ''
-                raise ValueError(f'augment.{name}=({low}, {high}) must be two increasing numbers above 0{limit}.')
+                raise UserError(f'augment.{name}=({low}, {high}) must be two increasing numbers above 0{limit}.')
         for name, least, unit in (('attempts', 1, ''), ('pad', 0, ' pixels'), ('layers', 1, ''), ('magnitude', 0, '')):
             if getattr(self, name) < least:
-                raise ValueError(f'augment.{name}={getattr(self, name)} must be at least {least}{unit}.')
+                raise UserError(f'augment.{name}={getattr(self, name)} must be at least {least}{unit}.')
         for name in ('cutout', 'translate'):
             if getattr(self, name) is not None and getattr(self, name) < 0:
-                raise ValueError(f'augment.{name}={getattr(self, name)} must be at least 0 pixels, or None for the published constant.')
+                raise UserError(f'augment.{name}={getattr(self, name)} must be at least 0 pixels, or None for the published constant.')
         for name in ('flip', 'erase'):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f'augment.{name}={getattr(self, name)} must be a probability, or None for no {name}.')
+                raise UserError(f'augment.{name}={getattr(self, name)} must be a probability, or None for no {name}.')
         for name in ('mixup', 'cutmix'):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f'augment.{name}={getattr(self, name)} must be above 0, or None for no {name}.')
+                raise UserError(f'augment.{name}={getattr(self, name)} must be above 0, or None for no {name}.')
 
     def placed(self, platform):
         """The same with `on` decided: a CPU has the same cores for both, an accelerator waits for its host (benchmarks/input_pipeline.py)."""
@@ -123,7 +124,7 @@ class Augment:
 
 def _one_of(name, value, allowed, or_none=False):
     if value not in allowed:
-        raise ValueError(f'augment.{name}={value!r} must be one of {", ".join(allowed)}{" or None" if or_none else ""}.')
+        raise UserError(f'augment.{name}={value!r} must be one of {", ".join(allowed)}{" or None" if or_none else ""}.')
 
 
 def argument(name, level, constants):
