@@ -18,6 +18,7 @@ import pytest
 
 from configs import search as configs
 from efficientnet_jax import counting
+from efficientnet_jax.evaluation.network import architecture_of
 from efficientnet_jax.queue import trials
 from efficientnet_jax.runs import hosts, record
 from efficientnet_jax.search import finalists, holdout, proxy, rank_correlation, settings
@@ -26,7 +27,6 @@ from efficientnet_jax.search.search import search
 from efficientnet_jax.search.space import Space, candidate_hash
 from efficientnet_jax.search.strategies import Random
 from efficientnet_jax.search.trial_queue import Slots, key_of
-from efficientnet_jax.training.experiment import architecture_of
 from efficientnet_jax.training.loop import NotFinite
 from tests import tiny
 
