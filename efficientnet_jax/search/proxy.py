@@ -18,12 +18,12 @@ from typing import Any
 import jax
 
 from efficientnet_jax.data import sources
-from efficientnet_jax.errors import UserError
+from efficientnet_jax.errors import NotFinite, UserError
 from efficientnet_jax.evaluation.network import as_dict
 from efficientnet_jax.runs import hosts, record
 from efficientnet_jax.search.space import Candidate, Space
 from efficientnet_jax.tpu import aot
-from efficientnet_jax.training.loop import NotFinite, state_scorer, train
+from efficientnet_jax.training.loop import state_scorer, train
 from efficientnet_jax.training.optim import Horizon
 from efficientnet_jax.training.setup import Training, training_of
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from efficientnet_jax.data import pipeline, sources
 from efficientnet_jax.data.preprocess import Preprocess
 from efficientnet_jax.errors import UserError
+from efficientnet_jax.evaluation.inference import eval_step
 from efficientnet_jax.evaluation.network import architecture_of, preprocess_of
 from efficientnet_jax.runs import hosts, record
 from efficientnet_jax.runs.checkpoint import Checkpoints
@@ -31,7 +32,7 @@ from efficientnet_jax.search.supernet import Supernet
 from efficientnet_jax.training.loop import train
 from efficientnet_jax.training.setup import Training, training_of
 from efficientnet_jax.training.state import TrainState
-from efficientnet_jax.training.step import Recipe, eval_step, train_inputs
+from efficientnet_jax.training.step import Recipe, train_inputs
 from efficientnet_jax.training.stream import Stream
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from efficientnet_jax.data import pipeline, sources
+from efficientnet_jax.evaluation.inference import pixels
 from efficientnet_jax.runs.mesh import put, replicated
 from efficientnet_jax.training.setup import training_of
-from efficientnet_jax.training.step import pixels, seen_pixels, targets, train_inputs
+from efficientnet_jax.training.step import seen_pixels, targets, train_inputs
 from tests import tiny
 
 KNOBS = {'policy': 'randaugment', 'on': 'device', 'cutout': 4, 'translate': 8, 'mixup': 0.2, 'cutmix': 1.0, 'erase': 0.5}
