@@ -96,11 +96,11 @@ def draw(predictions: list[dict], path: str) -> None:
         prediction = predictions[i]
         image = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(read(prediction['image']))))
         photo.imshow(image.convert('RGB'))
-        photo.set_title(os.path.basename(prediction['image']), fontsize=8)
+        photo.set_title(pictures.plain(os.path.basename(prediction['image'])), fontsize=8)
         top = prediction['top'][::-1]
         bars.barh(range(len(top)), [item['probability'] for item in top], color='0.85')
         for y, item in enumerate(top):
-            bars.text(0.01, y, f'{item["name"]}  {item["probability"]:.1%}', va='center', fontsize=8)
+            bars.text(0.01, y, f'{pictures.plain(item["name"])}  {item["probability"]:.1%}', va='center', fontsize=8)
         bars.set(xlim=(0, 1), xticks=[], yticks=[])
         bars.spines[:].set_visible(False)
     pictures.save(figure, path)
