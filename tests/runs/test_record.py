@@ -67,8 +67,6 @@ def test_the_record_is_written_last_and_alone_says_that_a_run_has_finished(tmp_p
         monkeypatch.setattr(os, 'replace', killed_before(name))
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
-        with workdir.claim(str(tmp_path / 'never'), CONFIG):
-            pass
         monkeypatch.undo()
         assert record.read(str(tmp_path))['results'] == {}
         os.remove(tmp_path / 'report.html')
