@@ -6,97 +6,13 @@ Rules that join two options (batch_size and mesh.data) or need the data set are 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 from efficientnet_jax import architectures
 from efficientnet_jax.errors import UserError
+from efficientnet_jax.runs.option_rules import Option, choice, pair, real, several, whole
 
-MOST_STEPS = 2**31 - 1  # the step is an int32 on the devices
-MOST = 1e12  # of a float without a limit of its own: finite in float32, and times a step still
-
-
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """The values of an option. The rule is what an error says after 'must be'."""
-
-    kind: type  # int, float, bool, str or tuple
-    rule: str
-    low: float = -math.inf
-    high: float = math.inf
-    above: bool = False  # low itself is not allowed
-    below: bool = False  # nor is high
-    also: tuple = ()  # allowed beside the range
-    choices: tuple[str, ...] = ()  # of a str, or of each element of a tuple; (): any text, or numbers
-    length: int | None = None  # of a tuple; None: one or more
-    optional: bool = False  # may be None
-
-    def allows(self, value: Any) -> bool:
-        """Whether value is of the kind, in the range and one of the choices."""
-        if value is None:
-            return self.optional
-        if self.kind is tuple:
-            return isinstance(value, tuple | list) and self._allows_elements(value)
-        if self.kind is bool or isinstance(value, bool):
-            return self.kind is bool and isinstance(value, bool)
-        if self.kind is str:
-            return isinstance(value, str) and (value in self.choices if self.choices else _readable(value))
-        if not isinstance(value, int if self.kind is int else int | float):
-            return False
-        return self._in_range(value)
-
-    def _in_range(self, value: float) -> bool:
-        within = self.low <= value <= self.high and math.isfinite(value)  # NaN is in no range
-        return value in self.also or (within and not (self.above and value == self.low) and not (self.below and value == self.high))
-
-    def _allows_elements(self, values) -> bool:
-        if not values or (self.length is not None and len(values) != self.length):
-            return False
-        if self.choices:
-            return all(isinstance(value, str) and value in self.choices for value in values)
-        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) and self._in_range(value) for value in values)
-        return numbers and list(values) == sorted(values)
-
-
-def _readable(text: str) -> bool:
-    return 0 < len(text) <= 4096 and text.isprintable()
-
-
-def whole(low: int, high: int | None = None, unit: str = '', **rest) -> Option:
-    """An int from low to high (None: the largest that fits a step count), both allowed."""
-    return Option(int, _range(low, high, unit, **rest), low, MOST_STEPS if high is None else high, **rest)
-
-
-def real(low: float, high: float | None = None, unit: str = '', **rest) -> Option:
-    """A float from low to high (None: MOST); above and below leave an end out."""
-    return Option(float, _range(low, high, unit, **rest), low, MOST if high is None else high, **rest)
-
-
-def _range(low, high, unit, above=False, below=False, also=(), **_) -> str:
-    number = f'{high:.12g}' if isinstance(high, float) else high
-    if above and low == 0:
-        rule = 'positive' if high is None else f'above 0 and at most {number}'
-    elif below and high == 0:
-        rule = 'negative'
-    else:
-        rule = f'at least {low}' if high is None else f'between {low} and {number}'
-    return rule + (f' {unit}' if unit else '') + ''.join(f', or {value}' for value in also)
-
-
-def choice(*names: str, optional: bool = False) -> Option:
-    """One of the names."""
-    return Option(str, f'one of {", ".join(names)}', choices=names, optional=optional)
-
-
-def several(*names: str) -> Option:
-    """A tuple of one or more of the names."""
-    return Option(tuple, f'one or more of {", ".join(names)}', choices=names)
-
-
-def pair(high: float, limit: str) -> Option:
-    """Two numbers above 0, the lower first."""
-    return Option(tuple, f'two increasing numbers above 0{limit}', 0, high, above=True, length=2)
-
+SHOWN = 100  # characters of a value in an error
 
 FLAG = Option(bool, 'True or False')
 TEXT = Option(str, 'text on one line')
@@ -273,25 +189,12 @@ def check_value(name: str, value: Any) -> None:
     option = OPTIONS[name]
     if name == 'stages' and isinstance(value, tuple | list):
         architectures.stages(value)
-    elif name == 'model' and isinstance(value, str):
+    elif name == 'model' and isinstance(value, str) and len(value) <= SHOWN:
         architectures.get(value)  # whose error has near names
     elif not option.allows(value):
-        off = ', or None' if option.optional else ''
-        raise UserError(f'{name}={_shown(value)} must be {_rule(option, value)}{off}.')
-
-
-def _rule(option: Option, value: Any) -> str:
-    """The rule, with what a value breaks that it does not say."""
-    if option.kind not in (int, float):
-        return option.rule
-    if isinstance(value, bool) or not isinstance(value, int | float) or (option.kind is int and not isinstance(value, int)):
-        return f'{"a whole number" if option.kind is int else "a number"}, {option.rule}'
-    if not math.isfinite(value):
-        return f'{option.rule} and finite'
-    technical = value > option.high and option.rule.startswith(('at least', 'positive'))
-    return f'{option.rule} and at most {option.high:.12g}' if technical else option.rule
+        raise UserError(f'{name}={_shown(value)} must be {option.rule_for(value)}.')
 
 
 def _shown(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 100 else f'{text[:100]}...'
+    return text if len(text) <= SHOWN else f'{text[:SHOWN]}...'
