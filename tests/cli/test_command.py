@@ -270,6 +270,12 @@ def test_a_closed_stderr_is_not_the_next_file_that_is_opened(tmp_path):
     assert done.returncode == 0 and (tmp_path / 'data').read_text() == ''
 
 
+def test_a_core_without_the_extras_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(command.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(SystemExit, match=r"pip install 'efficientnet_jax\[train\]'"):
+        command.main(['--help'])
+
+
 @pytest.mark.parametrize('name', ['models', 'weights', 'counting'])
 def test_the_package_gives_its_parts_when_they_are_named(name):
     code = (
