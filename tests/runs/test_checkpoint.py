@@ -13,7 +13,10 @@ import pytest
 from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 
-from efficientnet_jax.runs.checkpoint import Checkpoints, Damaged, ShapeMismatch, bit_sums, check_shapes
+from efficientnet_jax.errors import StorageError
+from efficientnet_jax.runs import checkpoint, storage
+from efficientnet_jax.runs.checkpoint import Checkpoints
+from efficientnet_jax.runs.integrity import Damaged, NotFiniteState, ShapeMismatch, bit_sums, check_shapes
 from efficientnet_jax.runs.mesh import make_mesh, replicated, split_over_data
 
 # Orbax leaves its thread pools to the interpreter's end and drops the coroutines of a failed save or restore.
@@ -45,8 +48,7 @@ def saved(directory, steps, keep_last=10, **scores):
     """Saves state(step) for each step and closes."""
     checkpoints = Checkpoints(str(directory), keep_last=keep_last)
     for step in steps:
-        metrics = {'top1': scores[f's{step}']} if f's{step}' in scores else None
-        checkpoints.save(step, state(step), metrics, note={'skipped': step})
+        checkpoints.save(step, state(step), scores.get(f's{step}'))
     checkpoints.close()
 
 
@@ -58,14 +60,15 @@ def warnings_seen(monkeypatch):
 
 
 def test_nothing_there(tmp_path):
-    assert Checkpoints(str(tmp_path / 'c')).restore_latest(abstract(state())) == (None, 0, {})
+    assert Checkpoints(str(tmp_path / 'c')).restore_latest(abstract(state())) == (None, 0)
 
 
-def test_another_process_restores_every_bit_and_the_note(tmp_path):
+def test_another_process_restores_every_bit(tmp_path):
     saved(tmp_path, [1, 2])
-    restored, step, note = Checkpoints(str(tmp_path)).restore_latest(abstract(state()))
-    assert (step, note) == (2, {'skipped': 2})
-    assert same(restored, state(2))
+    restored, step = Checkpoints(str(tmp_path)).restore_latest(abstract(state()))
+    assert step == 2 and same(restored, state(2))
+    restored, step = Checkpoints(str(tmp_path)).restore_latest(abstract(state()), before=2)
+    assert step == 1 and same(restored, state(1))
 
 
 def test_keeps_the_newest_and_the_best_over_restarts(tmp_path):
@@ -81,13 +84,115 @@ def test_best_is_the_newest_where_none_was_evaluated(tmp_path):
     assert Checkpoints(str(tmp_path), read_only=True).best_step() == 2
 
 
-def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
+def inodes(directory):
+    return {path: path.stat().st_ino for path in directory.rglob('*') if path.is_file()}
+
+
+def test_a_complete_checkpoint_is_never_written_or_deleted_again(tmp_path):
+    """A stop on a due step and the start after it save the same step: the bits are the same, and only the score is new."""
+    saved(tmp_path, [1, 2], keep_last=1)
+    before = inodes(tmp_path / '2')
+    checkpoints = Checkpoints(str(tmp_path), keep_last=1)
+    checkpoints.save(2, state(2), 0.5)
+    assert inodes(tmp_path / '2') == before and checkpoints.steps() == [2]
+    checkpoints.close()
+    saved(tmp_path, [3, 4], keep_last=1, s3=0.4)
+    assert Checkpoints(str(tmp_path), read_only=True).steps() == [2, 4]
+
+
+def test_the_old_one_goes_after_the_new_one_is_on_the_disk(tmp_path, monkeypatch):
+    saved(tmp_path, [1], keep_last=1)
+    there = []
+    sync = storage.sync_tree
+    monkeypatch.setattr(
+        checkpoint.storage, 'sync_tree', lambda folder: (there.append(sorted(p.name for p in tmp_path.iterdir())), sync(folder))
+    )
+    saved(tmp_path, [2], keep_last=1)
+    assert there == [['1', '2']] and Checkpoints(str(tmp_path), read_only=True).steps() == [2]
+
+
+def test_a_deletion_that_was_killed_is_finished(tmp_path):
+    saved(tmp_path, [1, 2])
+    (tmp_path / '1').rename(tmp_path / '1.deleted')
+    assert Checkpoints(str(tmp_path), read_only=True).steps() == [2] and (tmp_path / '1.deleted').exists()
+    assert Checkpoints(str(tmp_path)).steps() == [2] and not (tmp_path / '1.deleted').exists()
+
+
+def test_a_rollback_discards_what_is_newer(tmp_path):
+    saved(tmp_path, [1, 2, 3])
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.discard_after(1)
+    assert checkpoints.steps() == Checkpoints(str(tmp_path), read_only=True).steps() == [1]
+
+
+@pytest.mark.parametrize('content', ['', '{"1": 0.9', '[1]', '{"1": "high"}', '{"x": 1}', '\x00'])
+def test_damaged_scores_are_named_and_end_nothing(tmp_path, warnings_seen, content):
+    saved(tmp_path, [1, 2], s1=0.9)
+    (tmp_path / 'scores.json').write_text(content)
+    assert Checkpoints(str(tmp_path), read_only=True).best_step() == 2
+    assert any('scores.json cannot be used' in text for text in warnings_seen)
+
+
+def test_a_state_with_nan_is_not_saved(tmp_path):
+    saved(tmp_path, [1])
+    bad = state(2)
+    bad['params']['classifier']['bias'] = bad['params']['classifier']['bias'].at[3].set(jnp.inf)
+    checkpoints = Checkpoints(str(tmp_path))
+    with pytest.raises(NotFiniteState, match='1 arrays hold NaN or infinities, for example params/classifier/bias'):
+        checkpoints.save(2, bad)
+    assert checkpoints.steps() == [1]
+
+
+ENVIRONMENT = [
+    OSError(24, 'Too many open files'), OSError(5, 'Input/output error'), PermissionError(13, 'Permission denied'), MemoryError(),
+    ValueError('Error opening "x/d/1" [OS error 23: ENFILE Too many open files in system]'),
+    jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('error', ENVIRONMENT, ids=repr)
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_what_the_machine_cannot_read_now_stays(tmp_path, monkeypatch, error, wrapped):
+    saved(tmp_path, [1, 2])
+
+    def fails(*_, **__):
+        if wrapped:
+            raise RuntimeError('reading failed') from error
+        raise error
+
+    with monkeypatch.context() as patch:
+        checkpoints = Checkpoints(str(tmp_path))
+        patch.setattr(checkpoints._manager, 'restore', fails)
+        with pytest.raises(StorageError, match=r'/2 could not be read here .* it stays as it is\. Mend the machine'):
+            checkpoints.restore_latest(abstract(state()))
+    assert Checkpoints(str(tmp_path)).restore_latest(abstract(state()))[1] == 2
+
+
+def test_too_many_open_files_sets_nothing_aside(tmp_path):
+    """The limit of this process, as the review had it; nothing on the disk is damaged."""
     saved(tmp_path, [1, 2])
     checkpoints = Checkpoints(str(tmp_path))
-    checkpoints.save(2, state(7), {'top1': 0.5}, note={'skipped': 0})
-    checkpoints.close()
-    restored, step, note = Checkpoints(str(tmp_path)).restore_latest(abstract(state()))
-    assert (step, note) == (2, {'skipped': 0}) and same(restored, state(7))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        with pytest.raises(StorageError, match='could not be read here'):
+            checkpoints.restore_latest(abstract(state()))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert Checkpoints(str(tmp_path)).restore_latest(abstract(state()))[1] == 2
+
+
+def test_a_state_of_another_optimizer_is_not_damage(tmp_path):
+    saved(tmp_path, [1])
+    with pytest.raises(ShapeMismatch, match=r'state of another optimizer, .* 1 arrays are in one alone, for example opt_state/count'):
+        Checkpoints(str(tmp_path)).restore_latest(abstract(state() | {'opt_state': {'count': jnp.zeros(())}}))
+    assert (tmp_path / '1').is_dir()
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path):
+    (tmp_path / 'c').write_text('')
+    with pytest.raises(StorageError, match=r'/c must be a folder, and is a file; move it away'):
+        Checkpoints(str(tmp_path / 'c'))
 
 
 def largest_file(directory: pathlib.Path) -> pathlib.Path:
@@ -145,7 +250,10 @@ DAMAGES = [
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, damage, warnings_seen):
     saved(tmp_path, [1, 2])
     damage(tmp_path / '2')
-    restored, step, _ = Checkpoints(str(tmp_path)).restore_latest(abstract(state()))
+    weights = {name: state(1)[name] for name in ('params', 'batch_stats')}
+    found, step = Checkpoints(str(tmp_path), read_only=True).restore_readable_weights()
+    assert step == 1 and same(found, weights) and (tmp_path / '2').exists()
+    restored, step = Checkpoints(str(tmp_path)).restore_latest(abstract(state()))
     assert step == 1 and same(restored, state(1))
     assert not (tmp_path / '2').exists() and (tmp_path / '2.unreadable').is_dir()
     assert any('Checkpoint 2 in' in text and 'set aside as' in text for text in warnings_seen)
@@ -219,12 +327,12 @@ def test_disk_full_leaves_the_earlier_ones_readable(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
         with pytest.raises(OSError, match=r'step 2 could not be written to .*Complete checkpoints there: 1\. Free some space'):
             checkpoints.save(2, state(2, size=4096))
-            checkpoints.wait()
+            checkpoints.save(3, state(3, size=4096))  # the error is that of step 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     again = Checkpoints(str(tmp_path))
-    restored, step, _ = again.restore_latest(abstract(state()))
+    restored, step = again.restore_latest(abstract(state()))
     assert step == 1 and same(restored, state(1))
     again.save(2, state(2))
     again.close()
