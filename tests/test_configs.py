@@ -41,7 +41,7 @@ def test_every_released_efficientnet_has_a_config():
         ({'model': 'efficientnet_b9'}, "model='efficientnet_b9' is not an architecture; near names: efficientnet_b"),
         ({'batch_norm_group': 7}, 'batch_norm_group=7 must divide batch_size=4096'),
         ({'steps': 0}, r'epochs=350.0, steps=0 make no update at batch_size=4096; set steps=1 or more'),
-        ({'epochs': -1.0}, 'epochs=-1.0 must be between 0 and 1000000'),
+        ({'epochs': -1.0}, 'epochs=-1.0 must be at least 0'),
         ({'lr_per_256': float('nan')}, 'lr_per_256=nan must be at least 0'),
         ({'momentum': 1.5}, 'momentum=1.5 must be between 0 and 1'),
         ({'eval_crop_fraction': 1.5}, 'eval_crop_fraction=1.5 must be between 0.01 and 1'),
@@ -64,7 +64,7 @@ def test_every_released_efficientnet_has_a_config():
         ({'stages': ('abc',)}, r"stages: 'abc' must be a row \(repeats, kernel"),
         ({'stages': ((1, 3, 1, 1, 16, None, 'conv9'),)}, "op='conv9' in .* must be one of mbconv"),
         ({'stages': ((1, 3, 1, 1, 16, None, 'conv', 'max'),)}, "skip='max' in .* must be one of True, False, 'pool'"),
-        ({'eval_crop_padding': -4}, 'eval_crop_padding=-4 must be between 0 and 16384 pixels'),
+        ({'eval_crop_padding': -4}, 'eval_crop_padding=-4 must be at least 0 pixels'),
     ],
 )
 def test_bad_values(knobs, message):

@@ -24,6 +24,7 @@ class Option:
     choices: tuple[str, ...] = ()  # of a str, or of each element of a tuple; (): any text, or numbers
     length: int | None = None  # of a tuple; None: one or more
     optional: bool = False  # may be None
+    why: str = ''  # after the rule in an error
 
     def allows(self, value: Any) -> bool:
         """Whether value is of the kind, in the range and one of the choices."""
@@ -53,39 +54,40 @@ class Option:
 
     def rule_for(self, value: Any) -> str:
         """The rule, with what a value breaks that the rule does not say."""
-        off = ', or None' if self.optional else ''
+        off = (', or None' if self.optional else '') + (f': {self.why}' if self.why else '')
         if self.kind not in (int, float):
             return self.rule + off
         if isinstance(value, bool) or not isinstance(value, int | float) or (self.kind is int and not isinstance(value, int)):
             return f'{"a whole number" if self.kind is int else "a number"}, {self.rule}{off}'
         if not math.isfinite(value):
             return f'{self.rule} and finite{off}'
-        technical = value > self.high and self.rule.startswith(('at least', 'positive'))
-        return f'{self.rule} and at most {self.high:.12g}{off}' if technical else self.rule + off
+        most = f'{self.high:.12g}'
+        return self.rule + (f' and at most {most}' if value > self.high and most not in self.rule else '') + off
 
 
 def _readable(text: str) -> bool:
     return 0 < len(text) <= 4096 and text.isprintable()
 
 
-def whole(low: int, high: int | None = None, unit: str = '', **rest) -> Option:
-    """An int from low to high (None: the largest that fits a step count), both allowed."""
-    return Option(int, _range(low, high, unit, **rest), low, MOST_STEPS if high is None else high, **rest)
+def whole(low: int, high: int | None = None, *, most: int = MOST_STEPS, unit: str = '', **rest) -> Option:
+    """An int from low to high, both allowed. Without a high there is `most`, a limit of machines that the rule does not mention."""
+    return Option(int, _range(low, high, unit, **rest), low, most if high is None else high, **rest)
 
 
-def real(low: float, high: float | None = None, unit: str = '', **rest) -> Option:
-    """A float from low to high (None: MOST); above and below leave an end out."""
-    return Option(float, _range(low, high, unit, **rest), low, MOST if high is None else high, **rest)
+def real(low: float, high: float | None = None, *, most: float = MOST, unit: str = '', **rest) -> Option:
+    """A float likewise; above and below leave an end out."""
+    return Option(float, _range(low, high, unit, **rest), low, most if high is None else high, **rest)
 
 
 def _range(low, high, unit, above=False, below=False, also=(), **_) -> str:
     number = f'{high:.12g}' if isinstance(high, float) else high
     if above and low == 0:
-        rule = 'positive' if high is None else f'above 0 and at most {number}'
+        rule = ('more than 0' if unit else 'positive') if high is None else f'above 0 and at most {number}'
     elif below and high == 0:
         rule = 'negative'
     else:
         rule = f'at least {low}' if high is None else f'between {low} and {number}'
+    unit = unit.removesuffix('s') if low == 1 and high is None else unit
     return rule + (f' {unit}' if unit else '') + ''.join(f', or {value}' for value in also)
 
 

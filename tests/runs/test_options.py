@@ -15,7 +15,7 @@ from efficientnet_jax.errors import UserError
 from efficientnet_jax.evaluation import network
 from efficientnet_jax.export import export
 from efficientnet_jax.runs import options
-from efficientnet_jax.search import objective, settings, space, strategies
+from efficientnet_jax.search import objective, space, strategies
 from efficientnet_jax.study import grid, methods
 from efficientnet_jax.study.study import OTHERS, TITLES
 from efficientnet_jax.training import optim
@@ -83,6 +83,8 @@ def test_what_nobody_can_mean_is_refused_in_one_line(name):
     else:
         bad.append(None)
     for value in bad:
+        if value in option.also:
+            continue
         with pytest.raises(UserError) as error:
             options.check_value(name, value)
         text = str(error.value)
@@ -121,7 +123,6 @@ def test_the_ends_of_a_range(name):
         ('study.methods', methods.METHODS),
         ('search.strategy', strategies.STRATEGIES),
         ('search.space', space.SPACES),
-        ('search.evaluation', settings.EVALUATIONS),
         ('search.reward', objective.REWARDS),
         ('search.cost', objective.COSTS),
     ],
@@ -133,14 +134,26 @@ def test_choices_are_what_the_code_has(name, allowed):
 @pytest.mark.parametrize(
     ('name', 'value', 'message'),
     [
-        ('seed', 2**32, r'seed=4294967296 must be between 0 and 4294967295\.'),  # jax.random.key would take it for 0
-        ('seed', -1, r'seed=-1 must be between 0 and 4294967295\.'),
-        ('decay_rate', 0.0, r'decay_rate=0.0 must be above 0 and at most 1\.'),  # optax makes a constant rate of it
-        ('decay_rate', 1.5, r'decay_rate=1.5 must be above 0 and at most 1\.'),
-        ('eval_every_epochs', math.inf, r'eval_every_epochs=inf must be between 1e-06 and 1000000 epochs and finite\.'),
+        (
+            'seed',
+            2**32,
+            r'seed=4294967296 must be between 0 and 4294967295: random keys take 32 bits',
+        ),  # jax.random.key would take it for 0
+        ('seed', -1, r'seed=-1 must be between 0 and 4294967295: '),
+        (
+            'decay_rate',
+            0.0,
+            r'decay_rate=0.0 must be above 0 and at most 1: .*schedule=constant keeps',
+        ),  # optax makes a constant rate of it
+        ('decay_rate', 1.5, r'decay_rate=1.5 must be above 0 and at most 1: '),
+        (
+            'eval_every_epochs',
+            math.inf,
+            r'eval_every_epochs=inf must be at least 1e-06 epochs and finite: more than a run has means: at its end alone',
+        ),
         ('steps', 2**31, r'steps=2147483648 must be at least 0 and at most 2147483647, or None\.'),
         ('steps', 'many', r"steps='many' must be a whole number, at least 0, or None\."),
-        ('batch_size', None, r'batch_size=None must be a whole number, between 1 and 16777216 images\.'),
+        ('batch_size', None, r'batch_size=None must be a whole number, at least 1 image\.'),
         ('mesh.data', 0, r'mesh.data=0 must be at least 1, or -1\.'),
         ('augment.area', (0.5, 0.1), r'augment.area=\(0.5, 0.1\) must be two increasing numbers above 0 and at most 1\.'),
         ('model', None, r'model=None must be one of efficientnet_b0, '),
@@ -157,5 +170,5 @@ def test_messages(name, value, message):
 def test_the_check_of_a_config_reaches_into_its_groups():
     config = default.get_config()
     config.search.trials = 0
-    with pytest.raises(UserError, match=r'search.trials=0 must be between 1 and 100000000\.'):
+    with pytest.raises(UserError, match=r'search.trials=0 must be at least 1\.'):
         options.check(config)
