@@ -21,7 +21,7 @@ OPTIONAL_TEXT = dataclasses.replace(TEXT, optional=True)
 PIXELS = whole(8, unit='pixels', most=16384, optional=True)
 FRACTION = real(0, 1)
 EPOCHS = real(0, most=1e6)
-PERIOD = real(1e-6, unit='epochs', most=1e6, also=(math.inf,), why='with inf at the end of the run alone')
+PERIOD = real(1e-6, unit='epochs', most=1e6, also=(math.inf,), why='with inf at the end alone')
 UPDATES = whole(0, optional=True)
 STAGES = Option(tuple, 'rows of stages', optional=True)  # architectures.stages says which row is wrong
 

@@ -140,17 +140,10 @@ def test_choices_are_what_the_code_has(name, allowed):
             r'seed=4294967296 must be between 0 and 4294967295: random keys take 32 bits',
         ),  # jax.random.key would take it for 0
         ('seed', -1, r'seed=-1 must be between 0 and 4294967295: '),
-        (
-            'decay_rate',
-            0.0,
-            r'decay_rate=0.0 must be above 0 and at most 1: .*schedule=constant keeps',
-        ),  # optax makes a constant rate of it
+        ('decay_rate', 0.0, r'decay_rate=0.0 must be above 0 and at most 1: .*schedule=constant keeps'),  # optax: a constant rate
         ('decay_rate', 1.5, r'decay_rate=1.5 must be above 0 and at most 1: '),
-        (
-            'eval_every_epochs',
-            math.inf,
-            r'eval_every_epochs=inf must be at least 1e-06 epochs and finite: more than a run has means: at its end alone',
-        ),
+        ('warmup_epochs', math.inf, r'warmup_epochs=inf must be at least 0 and finite\.'),
+        ('eval_every_epochs', 0.0, r'eval_every_epochs=0.0 must be at least 1e-06 epochs, or inf: with inf at the end alone\.'),
         ('steps', 2**31, r'steps=2147483648 must be at least 0 and at most 2147483647, or None\.'),
         ('steps', 'many', r"steps='many' must be a whole number, at least 0, or None\."),
         ('batch_size', None, r'batch_size=None must be a whole number, at least 1 image\.'),
