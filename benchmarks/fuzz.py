@@ -87,7 +87,7 @@ def keep_case(kind, seed, number, keep):
 def table(kind, tally, command, seconds):
     """The section of the record, Markdown."""
     module = importlib.import_module(f'benchmarks.fuzzing.{kind}')
-    seen = [name for name in ('accepted', 'refused', 'unnamed', 'memory', 'opened', 'process', 'hang', 'crash')]
+    seen = ('accepted', 'refused', 'unnamed', 'memory', 'opened', 'process', 'hang', 'crash')
     commit = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=harness.ROOT, capture_output=True, text=True).stdout.strip()
     total = tally.count(*seen)
     lines = [
