@@ -52,21 +52,26 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(directory, options=options, item_handlers=ocp.StandardCheckpointHandler())
 
-    def save(self, step: int, state, metrics: dict[str, float] | None = None, note: dict[str, Any] | None = None) -> None:
-        """Starts writing in the background; a checkpoint of the same step is replaced. metrics: the evaluation's, with `top1`.
+    def save(self, step: int, state, top1: float | None = None) -> None:
+        """Starts writing in the background. A complete checkpoint of the same step stays: it holds the same bits.
 
-        Raises OSError when this or an earlier save failed, or the directory is gone; older checkpoints stay readable.
+        Raises StorageError when this or an earlier save failed, or the directory is gone; older checkpoints stay readable.
         """
         self._check_there(step)
-        metadata = {'sums': bit_sums(state), 'note': note or {}}
+        if step in self._manager.all_steps():
+            return
         try:
-            if step in self._manager.all_steps():
-                self._manager.wait_until_finished()
-                self._manager.delete(step)
-            score = {BEST: float(metrics[BEST]) if metrics else NOT_EVALUATED}
+            score = {BEST: NOT_EVALUATED if top1 is None else float(top1)}
+            metadata = {'sums': bit_sums(state)}
             self._manager.save(step, args=ocp.args.StandardSave(state), metrics=score, custom_metadata=metadata, force=True)
         except Exception as error:  # Orbax raises many kinds, also for the save before
             raise self._failed(step, error) from error
+
+    def discard_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps."""
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
 
     def wait(self) -> None:
         """Blocks until what is being written is complete. Raises OSError when it failed."""
@@ -90,24 +95,24 @@ class Checkpoints:
         scores = {step: _score(self._manager.metrics(step) or {}) for step in self.steps()}
         return max(scores, key=lambda step: (scores[step], step)) if scores else None
 
-    def restore_latest(self, abstract_state):
+    def restore_latest(self, abstract_state, before: int | None = None):
         """(state, step, note) of the newest intact checkpoint, or (None, 0, {}) when there is none at all.
 
         abstract_state is a tree of jax.ShapeDtypeStruct with shardings. A checkpoint that cannot be read, or whose bits are not
         those that were saved, is set aside as STEP.unreadable with a warning and the one before is used. Raises ShapeMismatch
         for a checkpoint of another model, and OSError when none of those there is intact: starting afresh must be your decision.
         """
-        while steps := self.steps():
+        while steps := [step for step in self.steps() if before is None or step < before]:
             step = steps[-1]
-            state = note = problem = None
+            state = problem = None
             try:
-                state, note = self.restore(step, abstract_state)
+                state = self.restore(step, abstract_state)
             except (ShapeMismatch, PermissionError):
                 raise
             except Exception as error:  # whatever a damaged file makes TensorStore or JSON raise
                 problem = f'{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ""}'
             if everywhere(problem is None):
-                return state, step, note
+                return state, step
             self._set_aside(step, problem or 'another host could not read it')
         # Also those of an earlier start: the error must not turn into a fresh run when the command is given again.
         damaged = [path.name for path in epath.Path(self.directory).glob('*.unreadable')]
@@ -117,7 +122,7 @@ class Checkpoints:
                 f'None of the checkpoints in {self.directory} can be read; they are set aside as {names}. '
                 'Bring one back from a copy, or choose another --workdir to start afresh.'
             )
-        return None, 0, {}
+        return None, 0
 
     def restore(self, step: int, abstract_state):
         """(state, note) saved at `step`. Raises ShapeMismatch listing every array of another shape, and Damaged when bits changed."""
@@ -125,7 +130,7 @@ class Checkpoints:
         check_shapes(saved, abstract_state, f'{self.directory}/{step}')
         state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
         self._check_bits(step, state, custom['sums'])
-        return state, custom['note']
+        return state
 
     def restore_weights(self, step: int, abstract_weights=None) -> dict[str, Any]:
         """{'params', 'batch_stats', 'ema' where it was saved} of `step`, without the optimizer's state, whatever optimizer it was.

@@ -6,15 +6,13 @@ import os
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
 from efficientnet_jax.architectures import Architecture
 from efficientnet_jax.data.preprocess import Preprocess
 from efficientnet_jax.errors import UserError
 from efficientnet_jax.runs import record
-from efficientnet_jax.runs.checkpoint import Checkpoints, read_config
-from efficientnet_jax.training.experiment import architecture_of, preprocess_of
+from efficientnet_jax.runs.checkpoint import Checkpoints
 from efficientnet_jax.weights import description
 
 DESCRIPTION = 'model.json'
@@ -51,16 +49,7 @@ def arrays(path: str) -> tuple[dict[str, np.ndarray], str]:
     return {'/'.join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}, os.path.dirname(directory)
 
 
-def describe_old(workdir: str, num_classes: int) -> dict[str, Any] | None:
-    """The description from config.json, for a run that left no model.json; None without either."""
-    content = read_config(workdir)
-    if content is None:
-        return None
-    config = ml_collections.ConfigDict(content)
-    return description.describe(architecture_of(config), num_classes, preprocess_of(config))
-
-
 def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
     """(arrays by their names here, description) of a workdir or a checkpoint in it."""
     found, workdir = arrays(path)
-    return found, read_description(workdir) or describe_old(workdir, found['params/classifier/bias'].shape[0])
+    return found, read_description(workdir)
