@@ -84,11 +84,10 @@ def keep_case(kind, seed, number, keep):
         (shutil.copytree if path.is_dir() else shutil.copy)(path, target)
 
 
-def table(kind, tally, command, seconds):
+def table(kind, tally, command, commit, seconds):
     """The section of the record, Markdown."""
     module = importlib.import_module(f'benchmarks.fuzzing.{kind}')
     seen = ('accepted', 'refused', 'unnamed', 'memory', 'opened', 'process', 'hang', 'crash')
-    commit = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=harness.ROOT, capture_output=True, text=True).stdout.strip()
     total = tally.count(*seen)
     lines = [
         f'## {kind}',
@@ -123,9 +122,10 @@ def main():
     parser.add_argument('--record', help='write the table into this file')
     args = parser.parse_args()
     began = time.monotonic()
+    commit = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=harness.ROOT, capture_output=True, text=True).stdout.strip()
     tally = run(args.kind, args.seed, args.first, args.count, args.children, args.keep, tell=30)
     command = f'python benchmarks/fuzz.py {args.kind} --count={args.count} --seed={args.seed} --children={args.children}'
-    section = table(args.kind, tally, command, time.monotonic() - began)
+    section = table(args.kind, tally, command, commit, time.monotonic() - began)
     print(section)
     for case in tally.faults[:SHOWN]:
         print(f'{case.outcome}: {case.group}, --seed={args.seed} --first={case.number} --count=1: {case.text}')

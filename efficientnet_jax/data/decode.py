@@ -34,7 +34,9 @@ def image(encoded, header, window_of, resolution, interpolation):
         ]
         return resize(tf.switch_case(route, branches), resolution, interpolation, maybe_large=True)
 
-    return tf.ensure_shape(tf.cond(route == formats.PLAIN_JPEG, lambda: resize(plain(), resolution, interpolation), odd), [resolution, resolution, 3])
+    return tf.ensure_shape(
+        tf.cond(route == formats.PLAIN_JPEG, lambda: resize(plain(), resolution, interpolation), odd), [resolution, resolution, 3]
+    )
 
 
 def _part_of_jpeg(encoded, window):

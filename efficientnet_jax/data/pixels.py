@@ -29,7 +29,7 @@ def upright(encoded: bytes) -> np.ndarray:
     image.load()
     turn = by_orientation.get(formats.orientation_of(image))
     if image.mode.startswith('I'):
-        image = Image.fromarray(np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8))
+        image = Image.fromarray(np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8))
     if image.mode != 'RGB':
         image = image.convert('RGB')
     return np.asarray(image if turn is None else image.transpose(turn))
