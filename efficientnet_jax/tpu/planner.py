@@ -15,6 +15,7 @@ from typing import Any
 
 from efficientnet_jax import counting, models
 from efficientnet_jax.data import sources
+from efficientnet_jax.errors import NotThere
 from efficientnet_jax.evaluation.network import as_dict
 from efficientnet_jax.reporting import page, pictures
 from efficientnet_jax.runs import record
@@ -66,14 +67,18 @@ def plan(config, workdir: str) -> dict[str, Any]:
 
 
 def data_of(config) -> tuple[int, int, str]:
-    """(classes, training examples, where they are from): of the data set where it is prepared, else plan.classes and plan.examples."""
+    """(classes, training examples, where they are from): of the data set where it is prepared, else plan.classes and plan.examples.
+
+    Raises NotThere for a folder of images that is not there: it has no sizes that could be known without it.
+    """
     classes, examples = config.plan.classes, config.plan.examples
     if classes is None or examples is None:
         try:
             source = sources.open_source(config.dataset, config.train_split, config.data_dir)
             return classes or source.num_classes, examples or len(source), source.name
-        except FileNotFoundError:
-            pass
+        except NotThere:
+            if config.dataset.startswith('folder:'):
+                raise
     imagenet = aot.IMAGENET_CLASSES, aot.IMAGENET_EXAMPLES
     return classes or imagenet[0], examples or imagenet[1], 'plan.classes and plan.examples; where they are None, those of ImageNet'
 
