@@ -150,6 +150,7 @@ OPTIONS: dict[str, Option] = {
     'augment.cutmix': real(0, 1e4, above=True, optional=True),
     'augment.erase': real(0, 1, optional=True),
     'max_corrupt': whole(0),
+    'max_pixels': whole(1),
     'cache': FLAG,
     'batch_size': whole(1, 2**24, 'images'),
     'epochs': EPOCHS,
