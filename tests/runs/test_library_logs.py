@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def stderr_of(code, **env):
-    command = [sys.executable, '-c', f'import os, sys\nfrom efficientnet_jax import quiet\n{code}']
+    command = [sys.executable, '-c', f'import os, sys\nfrom efficientnet_jax.runs import library_logs as quiet\n{code}']
     return subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True)
 
 
