@@ -16,7 +16,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from efficientnet_jax.tpu.aot import lower_train
-from efficientnet_jax.training.experiment import experiment
+from efficientnet_jax.training.setup import training_of
 
 _CONFIG = config_flags.DEFINE_config_file('config', 'configs/digits.py', 'Config whose programs are compiled.')
 _CLASSES = flags.DEFINE_integer('classes', 10, 'Width of the classifier.')
@@ -31,12 +31,12 @@ def timed(name, function):
 
 def main(_):
     config = _CONFIG.value
-    exp = experiment(config, _CLASSES.value, train_examples=config.batch_size)
-    timed('state shapes', exp.abstract_state)
-    init = timed('init: trace', lambda: jax.jit(exp._init).lower())
+    setup = training_of(config, _CLASSES.value, train_examples=config.batch_size)
+    timed('state shapes', setup.abstract_state)
+    init = timed('init: trace', lambda: jax.jit(setup._init).lower())
     timed('init: compile', init.compile)
     timed('init: compile, unoptimised', lambda: init.compile({'xla_backend_optimization_level': 0}))
-    lowered = timed('train step: trace', lambda: lower_train(exp, config.batch_size))
+    lowered = timed('train step: trace', lambda: lower_train(setup, config.batch_size))
     timed('train step: compile', lowered.compile)
 
 

@@ -24,10 +24,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import jax
 
 from configs import search as configs
+from efficientnet_jax.evaluation.network import architecture_of
 from efficientnet_jax.runs import allocator
 from efficientnet_jax.search.outputs import table
 from efficientnet_jax.study import methods, points
-from efficientnet_jax.training.experiment import architecture_of
 from efficientnet_jax.training.loop import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -55,19 +55,19 @@ def ours(args):
     import numpy as np
 
     from configs import default
-    from efficientnet_jax.training.experiment import experiment
+    from efficientnet_jax.training.setup import training_of
     from efficientnet_jax.training.step import train_step
 
     config = default.get_config()
     config.model, config.dtype, config.resolution = args.model, args.dtype, args.resolution
     config.batch_size = config.eval_batch_size = args.batch_size
-    exp = experiment(config, num_classes=1000, train_examples=1_281_167)
+    setup = training_of(config, num_classes=1000, train_examples=1_281_167)
     rng = np.random.default_rng(0)
     shape = (args.batch_size, args.resolution, args.resolution, 3)
     batch = jax.device_put({'image': rng.integers(0, 256, shape, np.uint8), 'label': np.arange(args.batch_size, dtype=np.int32)})
-    step = jax.jit(functools.partial(train_step, exp.module, exp.optimizer, exp.recipe), donate_argnums=0)
-    forward = jax.jit(lambda variables, images: exp.module.apply(variables, exp.preprocess.normalise(images), train=False))
-    states = [exp.init()]
+    step = jax.jit(functools.partial(train_step, setup.module, setup.optimizer, setup.recipe), donate_argnums=0)
+    forward = jax.jit(lambda variables, images: setup.module.apply(variables, setup.preprocess.normalise(images), train=False))
+    states = [setup.init()]
 
     def train():
         state, metrics = step(states.pop(), batch)

@@ -25,13 +25,13 @@ from jax import lax
 from configs import b0
 from efficientnet_jax import architectures
 from efficientnet_jax.tpu import aot, hlo_cost
-from efficientnet_jax.training.experiment import experiment
+from efficientnet_jax.training.setup import training_of
 
 IMAGES, CHIP = 128, 'v5e:1x1'
 SIGMOIDS = {
     'logistic': lax.logistic,
     'by tanh': lambda z: 0.5 + 0.5 * jnp.tanh(0.5 * z),
-    'by rsqrt': lambda z: jnp.square(lax.rsqrt(1 + jnp.exp(-z))),
+    'by rsqrt': lambda z: jnp.square(lax.rsqrt(1 + jnp.setup(-z))),
 }
 
 
@@ -41,11 +41,11 @@ def layers(stages):
         config.update(batch_size=IMAGES, eval_batch_size=IMAGES, batch_norm_group=None, steps=1)
         config.mesh.update(data=1, spatial=1)
         config.augment.update(policy=None)
-    exp = experiment(config, aot.IMAGENET_CLASSES, aot.IMAGENET_EXAMPLES, aot.slice_devices(CHIP)[:1])
+    setup = training_of(config, aot.IMAGENET_CLASSES, aot.IMAGENET_EXAMPLES, aot.slice_devices(CHIP)[:1])
     rows = architectures.get('efficientnet_b0').stages[:stages]
-    exp = exp._replace(module=exp.module.clone(architecture=dataclasses.replace(exp.module.architecture, stages=rows)))
+    setup = setup.with_module(setup.module.clone(architecture=dataclasses.replace(setup.module.architecture, stages=rows)))
     cycles = collections.Counter()
-    for op in hlo_cost.ops(aot.lower_train(exp, IMAGES).compile().as_text()):
+    for op in hlo_cost.ops(aot.lower_train(setup, IMAGES).compile().as_text()):
         layer = re.search(r'/((?:stage\d_block\d/(?:expand|depthwise|se|project))|stem)/', op.path)
         if layer:
             cycles[layer[1], hlo_cost.direction(op.path)] += op.cycles / IMAGES

@@ -11,6 +11,7 @@ starting it again. WORKDIR/search/winner.py is the config that comes out. ImageN
 """
 
 from configs import default, digits
+from efficientnet_jax.errors import UserError
 
 RECIPES = {'imagenet': default, 'digits': digits}
 STRATEGIES = ('random', 'evolution', 'ppo', 'tpe', 'nsga2')
@@ -19,7 +20,7 @@ STRATEGIES = ('random', 'evolution', 'ppo', 'tpe', 'nsga2')
 def get_config(kind_and_recipe='evolution'):
     kind, _, recipe = kind_and_recipe.partition(',')
     if kind not in (*STRATEGIES, 'supernet') or (recipe or 'imagenet') not in RECIPES:
-        raise ValueError(
+        raise UserError(
             f'--config=configs/search.py:{kind_and_recipe} must be KIND or KIND,RECIPE with KIND of {", ".join(STRATEGIES)}, supernet and RECIPE '
             f'of {", ".join(RECIPES)}.'
         )

@@ -12,6 +12,7 @@ as are started with the same command; a killed one is replaced by starting it ag
 """
 
 from configs import default, digits
+from efficientnet_jax.errors import UserError
 
 RECIPES = {'imagenet': default, 'digits': digits}
 
@@ -19,7 +20,7 @@ RECIPES = {'imagenet': default, 'digits': digits}
 def get_config(kind_and_recipe='table2'):
     kind, _, recipe = kind_and_recipe.partition(',')
     if (recipe or 'imagenet') not in RECIPES:
-        raise ValueError(f'--config=configs/study.py:{kind_and_recipe} must be KIND or KIND,RECIPE with RECIPE of {", ".join(RECIPES)}.')
+        raise UserError(f'--config=configs/study.py:{kind_and_recipe} must be KIND or KIND,RECIPE with RECIPE of {", ".join(RECIPES)}.')
     config = RECIPES[recipe or 'imagenet'].get_config()
     config.study.kind = kind
     return config

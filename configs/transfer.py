@@ -14,6 +14,7 @@ B0 98.1 % on CIFAR-10 and 88.1 % on CIFAR-100.
 """
 
 from configs import default
+from efficientnet_jax.errors import UserError
 
 # name: (TFDS name, training split, test split); sizes as in arXiv 1905.11946 table 6.
 DATA = {
@@ -32,7 +33,7 @@ def get_config(data_and_model='cifar10,b0'):
     data, _, model = data_and_model.partition(',')
     model = model or 'b0'
     if data not in DATA or model not in MODELS:
-        raise ValueError(
+        raise UserError(
             f'--config=configs/transfer.py:{data_and_model} must be DATA,MODEL with DATA of {", ".join(DATA)} and MODEL of {", ".join(MODELS)}.'
         )
     config = default.get_config()

@@ -10,7 +10,8 @@ import jax
 import pytest
 
 from efficientnet_jax import architectures
-from efficientnet_jax.training.experiment import architecture_of, experiment
+from efficientnet_jax.evaluation.network import architecture_of
+from efficientnet_jax.training.setup import training_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = sorted(p.stem for p in ROOT.joinpath('configs').glob('*.py') if p.stem not in ('__init__', 'transfer'))
@@ -22,8 +23,8 @@ def test_config(name):
     config = module.get_config()
     if name != 'default':
         assert f'--config=configs/{name}.py' in module.__doc__
-    exp = experiment(config, 1000, train_examples=1_281_167)
-    state = jax.eval_shape(exp._init)
+    setup = training_of(config, 1000, train_examples=1_281_167)
+    state = jax.eval_shape(setup._init)
     assert state.params['classifier']['bias'].shape == (1000,)
     assert (state.ema is None) == (config.ema_decay is None)
 
@@ -59,7 +60,7 @@ def test_bad_values(knobs, message):
     for knob, value in knobs.items():
         config[knob] = value
     with pytest.raises(ValueError, match=message):
-        experiment(config, 1000, train_examples=1_281_167)
+        training_of(config, 1000, train_examples=1_281_167)
 
 
 def main(*flags):

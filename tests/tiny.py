@@ -14,6 +14,6 @@ def get_config():
     config.batch_size = 32
     config.steps = 24
     config.log_every_steps = 4
-    config.eval_every_epochs = 8 * 32 / 1500  # 8 steps
+    config.eval_every_epochs = 12 * 32 / 1500  # 12 steps
     config.checkpoint_every_epochs = 6 * 32 / 1500  # 6 steps
     return config

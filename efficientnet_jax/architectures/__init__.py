@@ -22,6 +22,7 @@ def names() -> tuple[str, ...]:
 def get(name: str) -> Architecture:
     """The architecture of that name. Raises UserError with near names."""
     if name not in ARCHITECTURES:
-        near = difflib.get_close_matches(name, ARCHITECTURES, n=3, cutoff=0.5) or names()
+        short = [full for full in ARCHITECTURES if name and full.endswith(f'_{name}')]  # 'b3' for efficientnet_b3
+        near = short[:3] or difflib.get_close_matches(name, ARCHITECTURES, n=3, cutoff=0.5) or names()
         raise UserError(f'model={name!r} is not an architecture; near names: {", ".join(near)}. All: architectures.names().')
     return ARCHITECTURES[name]

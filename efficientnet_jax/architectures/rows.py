@@ -128,19 +128,50 @@ def stages(rows: Iterable[Iterable[Any]]) -> tuple[Stage, ...]:
     """Stages from rows of plain values, the fields of Stage in order (config.stages). Raises UserError with the row that is wrong."""
     made = []
     for row in rows:
+        if isinstance(row, str) or not isinstance(row, Iterable):
+            raise UserError(f'stages: {row!r} must be a row ({FIELDS}).')
+        values = tuple(row)
         try:
-            stage = Stage(*row)
+            stage = Stage(*values)
         except TypeError:
-            raise UserError(
-                f'stages: {tuple(row)} must be {", ".join(f.name for f in dataclasses.fields(Stage))}; the last four may be left out.'
-            ) from None
-        if stage.op not in OPS:
-            raise UserError(f'stages: op={stage.op!r} in {tuple(row)} must be one of {", ".join(OPS)}.')
-        if stage.skip not in SKIPS:
-            raise UserError(f'stages: skip={stage.skip!r} in {tuple(row)} must be one of {", ".join(map(repr, SKIPS))}.')
-        if min(stage.repeats, stage.kernel, stage.stride, stage.expand, stage.filters) < 1 or stage.kernel % 2 == 0 or stage.stride > 2:
-            raise UserError(f'stages: {tuple(row)} must have positive numbers, an odd kernel and a stride of 1 or 2.')
+            raise UserError(f'stages: {values} must be {FIELDS}; the last four may be left out.') from None
+        _check(stage, values)
         made.append(stage)
     if not made:
         raise UserError('stages=() must have at least one row; None takes the stages of model.')
     return tuple(made)
+
+
+FIELDS = ', '.join(field.name for field in dataclasses.fields(Stage))
+MOST = {
+    'repeats': 1000,
+    'kernel': 31,
+    'stride': 2,
+    'expand': 64,
+    'filters': 65536,
+    'expand_from': 65536,
+}  # as far as a network can be built
+
+
+def _check(stage: Stage, row: tuple[Any, ...]) -> None:
+    """Raises UserError for a value that is out of range, or that the operator would ignore."""
+    if stage.op not in OPS:
+        raise UserError(f'stages: op={stage.op!r} in {row} must be one of {", ".join(OPS)}.')
+    if stage.skip not in SKIPS:
+        raise UserError(f'stages: skip={stage.skip!r} in {row} must be one of {", ".join(map(repr, SKIPS))}.')
+    for field, most in MOST.items():
+        value = getattr(stage, field)
+        if field == 'expand_from' and value is None:
+            continue
+        if type(value) is not int or not 1 <= value <= most:
+            raise UserError(f'stages: {field}={value!r} in {row} must be a whole number from 1 to {most}.')
+    if stage.kernel % 2 == 0:
+        raise UserError(f'stages: kernel={stage.kernel} in {row} must be odd.')
+    if stage.se is not None and (isinstance(stage.se, bool) or not isinstance(stage.se, int | float) or not 0 <= stage.se <= 1):
+        raise UserError(f'stages: se={stage.se!r} in {row} must be between 0 and 1, or None.')
+    if stage.op == 'fused' and stage.kernel != 3:
+        raise UserError(f"stages: kernel={stage.kernel} in {row} must be 3, the only one that op='fused' has; 'conv' takes others.")
+    if stage.op in ('fused', 'bottleneck') and stage.se:
+        raise UserError(f'stages: se={stage.se} in {row} must be None: op={stage.op!r} has no squeeze-excite.')
+    if stage.op == 'bottleneck' and stage.filters % stage.expand:
+        raise UserError(f"stages: filters={stage.filters} in {row} must be a multiple of expand={stage.expand} for op='bottleneck'.")

@@ -11,7 +11,7 @@ import numpy as np
 
 from efficientnet_jax.data.folder import IMAGE_SUFFIXES
 from efficientnet_jax.errors import UserError
-from efficientnet_jax.evaluation.evaluate import restore_best
+from efficientnet_jax.evaluation.restore import restore
 from efficientnet_jax.reporting import pictures
 
 BATCH = 32  # images run at once: a folder of any size fits in memory
@@ -34,8 +34,10 @@ def predict(
         if file is not None and not os.path.isdir(os.path.dirname(os.path.abspath(file))):
             raise UserError(f'{flag}={file!r} must be in a folder that is there; make {os.path.dirname(file)} first.')
     paths = find(images)
-    exp, state, step, names = restore_best(config, workdir)
-    ends = run(exp.module, state.variables(ema=state.ema is not None), exp.preprocess, paths)
+    restored = restore(config, workdir, best=True, split=False)
+    module, preprocess, step = restored.inference.module, restored.inference.preprocess, restored.step
+    names = restored.class_names or tuple(str(i) for i in range(module.num_classes))
+    ends = run(module, restored.best, preprocess, paths)
     predictions = []
     for path, row in zip(paths, np.asarray(jax.nn.softmax(ends['logits'])), strict=True):
         best = np.argsort(-row, kind='stable')[:5]

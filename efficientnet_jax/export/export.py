@@ -15,12 +15,12 @@ import numpy as np
 from efficientnet_jax import models
 from efficientnet_jax.data import sources
 from efficientnet_jax.errors import UserError
-from efficientnet_jax.evaluation.evaluate import restore_best
+from efficientnet_jax.evaluation.network import as_dict
 from efficientnet_jax.evaluation.predict import find, read
+from efficientnet_jax.evaluation.restore import restore
 from efficientnet_jax.export.tflite import calibration, write_tflite
 from efficientnet_jax.reporting import page
 from efficientnet_jax.runs import record
-from efficientnet_jax.training.experiment import as_dict
 from efficientnet_jax.weights.from_workdir import write_description
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -66,13 +66,15 @@ def export(config, workdir: str) -> dict:
     """
     started = time.monotonic()
     check(config)
-    exp, state, step, class_names = restore_best(config, workdir)
-    variables = jax.device_get(state.variables(ema=state.ema is not None))
-    served = Served(models.build(exp.module.architecture, exp.module.num_classes), exp.preprocess, config.export.pixels)
-    images = some_images(config, config.eval_split, exp.preprocess, config.export.check_images)
+    restored = restore(config, workdir, best=True, split=False)
+    module, preprocess, step = restored.inference.module, restored.inference.preprocess, restored.step
+    class_names = restored.class_names or tuple(str(i) for i in range(module.num_classes))
+    variables = jax.device_get(restored.best)
+    served = Served(models.build(module.architecture, module.num_classes), preprocess, config.export.pixels)
+    images = some_images(config, config.eval_split, preprocess, config.export.check_images)
     directory = os.path.join(workdir, 'export')
     os.makedirs(directory, exist_ok=True)
-    write_description(directory, exp.module.architecture, exp.module.num_classes, exp.preprocess, class_names)
+    write_description(directory, module.architecture, module.num_classes, preprocess, class_names)
     live = in_batches(jax.jit(functools.partial(served.forward, variables)), served.take(images))
 
     artefacts = {}
@@ -87,7 +89,7 @@ def export(config, workdir: str) -> dict:
         )
 
     result = record.result('export', as_dict(config), step, {}, len(images), time.monotonic() - started)
-    form = {'input': f'{served.dtype.__name__} [N, {exp.preprocess.resolution}, {exp.preprocess.resolution}, 3]'}
+    form = {'input': f'{served.dtype.__name__} [N, {preprocess.resolution}, {preprocess.resolution}, 3]'}
     form |= {'output': 'probabilities' if served.pixels else 'logits', 'class_names': 'model.json', 'checked_on': checked_on(config)}
     result |= {'model': config.model, **form, 'artefacts': artefacts}
     record.write_json(os.path.join(directory, 'report.json'), result)

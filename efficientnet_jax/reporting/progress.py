@@ -79,6 +79,11 @@ class Startup:
         self.parts: dict[str, float] = {}
         self._last = time.monotonic() if began is None else began
 
+    @property
+    def compiled(self) -> bool:
+        """Whether the first step is done."""
+        return 'compile' in self.parts
+
     def spent_on(self, part: str) -> None:
         """The time since the last call went into `part`."""
         now = time.monotonic()

@@ -10,7 +10,6 @@ Every host calls every method; process 0 alone renames, deletes and writes the s
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import re
@@ -24,9 +23,9 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from efficientnet_jax.errors import StorageError
-from efficientnet_jax.runs import durable, integrity, restore, scores
+from efficientnet_jax.runs import checkpoint_reader, checkpoint_scores, durable, integrity
+from efficientnet_jax.runs.checkpoint_reader import Damaged, first_line
 from efficientnet_jax.runs.hosts import everywhere, on_first
-from efficientnet_jax.runs.restore import Damaged, first_line
 
 UNREADABLE = '.unreadable'
 PARTIAL = '.partial'
@@ -64,10 +63,10 @@ class Checkpoints:
         directory is gone; complete checkpoints stay.
         """
         self.wait()
-        if step not in self._steps(saving=step):
+        if step not in self._steps(gone=f', so step {step} cannot be saved'):
             arrays = integrity.bit_sums(state)
             try:
-                args = ocp.args.Composite(**{restore.ITEM: ocp.args.StandardSave(state)})
+                args = ocp.args.Composite(**{checkpoint_reader.ITEM: ocp.args.StandardSave(state)})
                 self._writer.save(self._partial(step), args=args)
             except Exception as error:  # Orbax raises many kinds
                 raise self._failed(step, error) from error
@@ -106,7 +105,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """Step of the best evaluated checkpoint (the latest of equals), or the newest where none was evaluated."""
-        return next(iter(scores.ranked(self.steps(), self._scores)), None)
+        return next(iter(checkpoint_scores.ranked(self.steps(), self._scores)), None)
 
     def restore_latest(self, abstract_state, before: int | None = None) -> tuple[Any, int]:
         """(state, step) of the newest intact checkpoint, or (None, 0) when there is none at all.
@@ -121,12 +120,12 @@ class Checkpoints:
         return self._first_intact(steps[::-1], lambda step: self.restore(step, abstract_state), before)
 
     def restore(self, step: int, abstract_state):
-        """The state of `step`, as restore.restore_state."""
-        return restore.restore_state(self._path(step), abstract_state)
+        """The state of `step`, as checkpoint_reader.restore_state."""
+        return checkpoint_reader.restore_state(self._path(step), abstract_state)
 
     def restore_weights(self, step: int, abstract_weights=None) -> dict[str, Any]:
-        """The weights of `step`, as restore.restore_weights."""
-        return restore.restore_weights(self._path(step), abstract_weights)
+        """The weights of `step`, as checkpoint_reader.restore_weights."""
+        return checkpoint_reader.restore_weights(self._path(step), abstract_weights)
 
     def restore_latest_weights(self, abstract_weights=None) -> tuple[dict[str, Any] | None, int]:
         """(weights, step) of the newest intact checkpoint, as `restore_weights` and `restore_latest`."""
@@ -134,7 +133,7 @@ class Checkpoints:
 
     def restore_best_weights(self, abstract_weights=None) -> tuple[dict[str, Any] | None, int]:
         """(weights, step) of the best intact checkpoint, as `best_step` ranks them."""
-        ranked = scores.ranked(self.steps(), self._scores)
+        ranked = checkpoint_scores.ranked(self.steps(), self._scores)
         return self._first_intact(ranked, lambda step: self.restore_weights(step, abstract_weights))
 
     def discard_after(self, step: int) -> None:
@@ -158,7 +157,7 @@ class Checkpoints:
             except Damaged as error:
                 self._pass_over(step, error)
         # Those of earlier starts count too: the error must not turn into a fresh run when the command is given again.
-        aside = [step for step in on_first(lambda: self._list(UNREADABLE)) if before is None or step < before]
+        aside = [step for step in self._steps(UNREADABLE) if before is None or step < before]
         if aside or steps:
             names = ', '.join(f'{step}{UNREADABLE}' for step in reversed(aside)) or ', '.join(map(str, steps))
             raise StorageError(
@@ -196,12 +195,12 @@ class Checkpoints:
 
     def _retire(self, step: int) -> None:
         """Deletes what is neither among the newest nor the best. What cannot be deleted is no reason to end a run."""
-        steps = self._list()
-        for old in sorted({*steps} - {step} - scores.kept(steps, dict(self._scores), self._keep_last, self._keep_best)):
-            try:
+        try:
+            steps = self._list()
+            for old in sorted({*steps} - {step} - checkpoint_scores.kept(steps, dict(self._scores), self._keep_last, self._keep_best)):
                 durable.remove(self._path(old))
-            except OSError as error:
-                logging.warning('The old checkpoint %s could not be deleted (%s).', self._path(old), error)
+        except OSError as error:
+            logging.warning('Old checkpoints in %s could not be deleted: %s.', self.directory, error)
 
     def _failed(self, step: int, error: Exception) -> StorageError:
         if jax.process_index() == 0:
@@ -234,13 +233,13 @@ class Checkpoints:
 
     def _keep_scores(self, steps) -> None:
         self._scores = {step: top1 for step, top1 in self._scores.items() if step in steps}
-        on_first(lambda: self._change(lambda folder: scores.write(folder, self._scores), self._folder))
+        on_first(lambda: self._change(lambda folder: checkpoint_scores.write(folder, self._scores), self._folder))
 
     def _read_scores(self) -> dict[str, float]:
         try:
-            return {str(step): top1 for step, top1 in scores.read(self._folder).items()}
+            return {str(step): top1 for step, top1 in checkpoint_scores.read(self._folder).items()}
         except OSError as error:
-            raise integrity.unreadable(self._folder / scores.FILE, error) from error
+            raise integrity.unreadable(self._folder / checkpoint_scores.FILE, error) from error
 
     def _path(self, step: int, suffix: str = '') -> pathlib.Path:
         return self._folder / f'{step}{suffix}'
@@ -248,18 +247,17 @@ class Checkpoints:
     def _partial(self, step: int) -> pathlib.Path:
         return self._path(step, PARTIAL)
 
-    def _steps(self, saving: int | None = None) -> list[int]:
-        """Steps of complete checkpoints, ascending: those that process 0 sees, on every host."""
+    def _steps(self, suffix: str = '', gone: str = '') -> list[int]:
+        """Steps of folders STEP or STEP.suffix, ascending: those that process 0 sees, on every host. gone: said when the directory is."""
 
         def listing():
             try:
-                return self._list()
+                return self._list(suffix)
             except FileNotFoundError:
                 if self._read_only:
                     return []
-                saving_it = '' if saving is None else f', so step {saving} cannot be saved'
                 raise StorageError(
-                    f'{self.directory} is gone (removed, renamed or unmounted){saving_it}. '
+                    f'{self.directory} is gone (removed, renamed or unmounted){gone}. '
                     'Bring it back and give the same command again to go on from its newest checkpoint.'
                 ) from None
             except OSError as error:
@@ -271,12 +269,3 @@ class Checkpoints:
         """Steps of folders STEP or STEP.suffix, ascending, as this host sees them."""
         names = [name.removesuffix(suffix) for name in os.listdir(self._folder) if name.endswith(suffix)]
         return sorted(int(name) for name in names if name.isdecimal())
-
-
-def read_config(workdir: str) -> dict | None:
-    """The config.json that a training run left in its workdir, or None."""
-    path = os.path.join(workdir, 'config.json')
-    if not os.path.exists(path):
-        return None
-    with open(path) as f:
-        return json.load(f)

@@ -97,15 +97,16 @@ class StopNotice:
     """
 
     def __init__(self):
-        self._asked = False
+        self._asked, self._calls = False, 0
         self._before = None
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._ask)
 
-    def at(self, step: int) -> bool:
-        """Whether to save and stop now, after `step`; true on all hosts at the same step. Every host calls it once a step."""
+    def asked(self) -> bool:
+        """Whether to save and stop now; true on all hosts at the same call. Every host calls it at the same places."""
+        self._calls += 1
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            return multihost_utils.reached_preemption_sync_point(self._calls)
         return self._asked
 
     def close(self) -> None:

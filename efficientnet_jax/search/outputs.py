@@ -10,12 +10,12 @@ import os
 import textwrap
 from typing import Any
 
+from efficientnet_jax.evaluation.network import as_dict
 from efficientnet_jax.runs import record
 from efficientnet_jax.runs.record import RUNTIME_KNOBS, flatten
 from efficientnet_jax.search import plots
 from efficientnet_jax.search.objective import pareto_front
 from efficientnet_jax.search.settings import Setting
-from efficientnet_jax.training.experiment import as_dict
 
 Record = dict[str, Any]
 SHARES = ('accuracy', 'proxy', 'full', 'lowest', 'highest', 'seed_deviation')

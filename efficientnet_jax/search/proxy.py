@@ -18,14 +18,14 @@ from typing import Any
 import jax
 
 from efficientnet_jax.data import sources
-from efficientnet_jax.errors import UserError
-from efficientnet_jax.evaluation.evaluate import evaluate_state
+from efficientnet_jax.errors import NotFinite, UserError
+from efficientnet_jax.evaluation.network import as_dict
 from efficientnet_jax.runs import hosts, record
 from efficientnet_jax.search.space import Candidate, Space
 from efficientnet_jax.tpu import aot
-from efficientnet_jax.training.experiment import as_dict, experiment
-from efficientnet_jax.training.loop import NotFinite, train
+from efficientnet_jax.training.loop import state_scorer, train
 from efficientnet_jax.training.optim import Horizon
+from efficientnet_jax.training.setup import Training, training_of
 
 # (rung from 0, accuracy, seconds of an update or None) -> whether the candidate goes on; every process of a worker calls it.
 GoOn = Callable[[int, float, float | None], bool]
@@ -87,12 +87,12 @@ def check(config, space: Space, candidates: list[Candidate]) -> None:
             raise UserError(f'search.{name}={knobs[name]} must be at least {low}.')
     source = sources.open_source(config.dataset, knobs.train_split, config.data_dir)
     for candidate in candidates:
-        experiment(full_config(config, space, candidate), source.num_classes, len(source))
+        training_of(full_config(config, space, candidate), source.num_classes, len(source))
         one = proxy_config(config, space, candidate)
         total = _horizon(one).total_steps
         if total < 1:
             raise UserError(f'search.epochs={knobs.epochs}, search.steps={knobs.steps} make no update at batch_size={one.batch_size}.')
-        experiment(one, source.num_classes, len(source))
+        training_of(one, source.num_classes, len(source))
     if knobs.rungs is not None and knobs.rung_factor**knobs.rungs > total:
         raise UserError(
             f'search.rungs={knobs.rungs} of factor {knobs.rung_factor} need {knobs.rung_factor**knobs.rungs} steps or more; the proxy has {total}.'
@@ -141,16 +141,20 @@ def trained(one, folder: str, go_on: GoOn | None, rungs: list[int], knobs) -> di
 
 
 def _evaluation(go_on: GoOn | None, rungs: list[int], seconds: float | None):
-    """What train calls to score a state: as ever, and at a rung it asks whether to go on."""
+    """What makes train's scorer of states: as ever, and at a rung it asks whether to go on."""
 
-    def evaluation(eval_fn, state, source, exp, batch_size, max_corrupt):
-        scores = evaluate_state(eval_fn, state, source, exp, batch_size, max_corrupt)
-        step = int(state.step)
-        if go_on is not None and step in rungs and step < exp.horizon.total_steps:
-            accuracy = _accuracy(scores)
-            if not go_on(rungs.index(step), accuracy, seconds):
-                raise HaltedAtRung(step, accuracy)
-        return scores
+    def evaluation(setup: Training, source: sources.Source, config):
+        score = state_scorer(setup, source, config)
+
+        def score_and_ask(state, interrupt=None):
+            scores, step = score(state, interrupt), int(state.step)
+            if go_on is not None and step in rungs and step < setup.horizon.total_steps:
+                accuracy = _accuracy(scores)
+                if not go_on(rungs.index(step), accuracy, seconds):
+                    raise HaltedAtRung(step, accuracy)
+            return scores
+
+        return score_and_ask
 
     return evaluation
 
@@ -166,8 +170,8 @@ def step_seconds(config, warm_up: int = 3, runs: int = 10) -> float:
     from efficientnet_jax.search.supernet_train import train_batches
 
     source = sources.open_source(config.dataset, config.train_split, config.data_dir)
-    exp = experiment(config, source.num_classes, len(source))
-    state, step, batch = exp.init(), exp.jit_train_step(), train_batches(exp, config, 1)[0]
+    setup = training_of(config, source.num_classes, len(source))
+    state, step, batch = setup.init(), setup.jit_train_step(), train_batches(setup, config, 1)[0]
     seconds = []
     for _ in range(warm_up + runs):
         began = time.perf_counter()
@@ -191,7 +195,7 @@ class Ahead:
 
         def compile():
             source = sources.open_source(one.dataset, one.train_split, one.data_dir)
-            aot.lower_train(experiment(one, source.num_classes, len(source)), one.batch_size).compile()
+            aot.lower_train(training_of(one, source.num_classes, len(source)), one.batch_size).compile()
 
         self._thread = threading.Thread(target=compile, daemon=True)
         self._thread.start()

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from efficientnet_jax.errors import UserError
+from efficientnet_jax.evaluation.network import as_dict
 from efficientnet_jax.queue import trials
 from efficientnet_jax.reporting import page
 from efficientnet_jax.runs import hosts, record
@@ -26,7 +27,6 @@ from efficientnet_jax.search.settings import Setting, check_target, on_process_0
 from efficientnet_jax.search.space import Candidate
 from efficientnet_jax.search.trial_queue import Slots
 from efficientnet_jax.study.trained import work
-from efficientnet_jax.training.experiment import as_dict
 
 Score = Callable[[Candidate, str, proxy.GoOn | None, int], dict[str, Any]]
 

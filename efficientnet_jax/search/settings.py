@@ -11,14 +11,14 @@ import jax
 
 from efficientnet_jax.data import sources
 from efficientnet_jax.errors import UserError
+from efficientnet_jax.evaluation.network import as_dict
 from efficientnet_jax.queue import trials
-from efficientnet_jax.runs import hosts, record
+from efficientnet_jax.runs import hosts, options, record
 from efficientnet_jax.search import cycles, holdout, masks, proxy, strategies, supernet_train
 from efficientnet_jax.search import objective as objectives
 from efficientnet_jax.search import space as spaces
 from efficientnet_jax.search.objective import Objective
 from efficientnet_jax.search.space import Candidate, Space
-from efficientnet_jax.training import experiment
 
 EVALUATIONS = ('train', 'supernet', 'oracle')
 # Knobs of config.search that do not decide what a slot's result is.
@@ -39,7 +39,7 @@ class Setting(NamedTuple):
 
 def setting(config, workdir: str) -> Setting:
     """Raises UserError for a knob that cannot work, or a target below the cost of every candidate."""
-    experiment.check(config)
+    options.check(config)
     knobs = config.search
     if knobs.evaluation not in EVALUATIONS:
         raise UserError(f'search.evaluation={knobs.evaluation!r} must be one of {", ".join(EVALUATIONS)}.')
@@ -114,14 +114,14 @@ def on_process_0(make: Callable[[], Any]) -> Any:
 def open_queue(config, workdir: str, found: Setting, suffix: str = '') -> trials.Queue:
     """The queue of the search, or another one of it (finalists, ...). Raises what trials.open_study raises."""
     knobs = config.search
-    decides = {name: value for name, value in experiment.as_dict(knobs).items() if name not in RUNTIME}
+    decides = {name: value for name, value in as_dict(knobs).items() if name not in RUNTIME}
     if knobs.evaluation == 'supernet':
-        decides['supernet'] = experiment.as_dict(config.supernet)
+        decides['supernet'] = as_dict(config.supernet)
     if knobs.cost == 'cycles':
         decides |= {name: config.study[name] for name in ('chip', 'cycles_batch', 'cycles_train')}
     if knobs.cost == 'step_seconds':
         decides['device'] = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
-    settings: dict[str, Any] = record.recipe_of(experiment.as_dict(config)) | {'search': decides}
+    settings: dict[str, Any] = record.recipe_of(as_dict(config)) | {'search': decides}
     settings |= {'space': {'name': found.space.name, 'version': found.space.version}}
     storage = knobs.storage or f'journal:{os.path.join(os.path.abspath(workdir), "search", "trials.journal")}'
     queue = trials.open_study(storage, knobs.name + suffix, record.flatten(settings), lease_seconds=knobs.lease_seconds)

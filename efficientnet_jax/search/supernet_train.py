@@ -1,8 +1,8 @@
 """Training a supernet with the normal trainer, and the accuracy of its candidates.
 
     space = supernet_train.scaled(spaces.get('efficientnet'), config)
-    state, exp = supernet_train.train_supernet(config, space, workdir)
-    top1 = supernet_train.Evaluator(exp, config).score(state.variables(ema=True), candidate)['top1']
+    state, setup = supernet_train.train_supernet(config, space, workdir)
+    top1 = supernet_train.Evaluator(setup, config).score(state.variables(ema=True), candidate)['top1']
 
 A training step draws its candidate from (config.seed, step), so a run that was killed goes on bit for bit as any other. What is
 evaluated is config.eval_split: set it to a part of the training set that train_split leaves out, never the test set.
@@ -10,50 +10,53 @@ evaluated is config.eval_split: set it to a part of the training set that train_
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import itertools
 import os
 
 import jax
 import jax.numpy as jnp
 
 from efficientnet_jax.data import pipeline, sources
+from efficientnet_jax.data.preprocess import Preprocess
 from efficientnet_jax.errors import UserError
+from efficientnet_jax.evaluation.inference import eval_step
+from efficientnet_jax.evaluation.network import architecture_of, preprocess_of
 from efficientnet_jax.runs import hosts, record
 from efficientnet_jax.runs.checkpoint import Checkpoints
 from efficientnet_jax.runs.mesh import put, replicated
 from efficientnet_jax.search.masks import largest, smallest
 from efficientnet_jax.search.space import Candidate, Space
 from efficientnet_jax.search.supernet import Supernet
-from efficientnet_jax.training import experiment as experiments
-from efficientnet_jax.training.experiment import Experiment
 from efficientnet_jax.training.loop import train
+from efficientnet_jax.training.setup import Training, training_of
 from efficientnet_jax.training.state import TrainState
-from efficientnet_jax.training.step import Recipe, eval_step, train_inputs
+from efficientnet_jax.training.step import Recipe, train_inputs
+from efficientnet_jax.training.stream import Stream
 
 
 def scaled(space: Space, config) -> Space:
     """The space with stem, head, width, depth, dropout and so on of the config: its candidates are what config.stages=space.rows(c) trains."""
     if config.stages is not None:
         raise UserError('stages must be None: those of a candidate or a supernet come from its space.')
-    resolution = experiments.preprocess_of(config).resolution
-    return dataclasses.replace(space, base=dataclasses.replace(experiments.architecture_of(config), resolution=resolution))
+    resolution = preprocess_of(config).resolution
+    return dataclasses.replace(space, base=dataclasses.replace(architecture_of(config), resolution=resolution))
 
 
-def build(space: Space, config, num_classes: int, train_examples: int, devices=None, start=None) -> Experiment:
-    """As experiment.experiment, with the supernet of a `scaled` space as its module. start: not used, a workdir resumes from its checkpoints."""
+def build(space: Space, config, num_classes: int, train_examples: int, devices=None, start=None) -> Training:
+    """As training_of, with the supernet of a `scaled` space as its module. start: not used, a workdir resumes from its checkpoints."""
     if config.init_from is not None:
         raise UserError('init_from must be None: no published weights fit a supernet.')
     share = config.supernet.largest_share
     if not 0 <= share <= 1:
         raise UserError(f'supernet.largest_share={share} must be between 0 and 1.')
-    exp = experiments.experiment(config, num_classes, train_examples, devices)
+    setup = training_of(config, num_classes, train_examples, devices)
     same = ('num_classes', 'dtype', 'batch_norm_group', 'remat', 'classifier_init_scale', 'data_shards')
-    return exp._replace(module=Supernet(space, largest_share=share, **{name: getattr(exp.module, name) for name in same}))
+    return setup.with_module(Supernet(space, largest_share=share, **{name: getattr(setup.module, name) for name in same}))
 
 
-def train_supernet(config, space: Space, workdir: str) -> tuple[TrainState, Experiment]:
+def train_supernet(config, space: Space, workdir: str) -> tuple[TrainState, Training]:
     """Trains it in workdir as train.train does, or goes on; evaluates the largest ('eval') and smallest candidate, calibrated.
 
     Raises UserError, beside train's, where the workdir holds the supernet of another space.
@@ -70,53 +73,57 @@ def train_supernet(config, space: Space, workdir: str) -> tuple[TrainState, Expe
     hosts.on_first(check)
 
     @functools.cache
-    def evaluator(exp):
-        return Evaluator(exp, config)
+    def evaluator(setup):
+        return Evaluator(setup, config)
 
-    def evaluate(_, state, __, exp, ___, ____):
-        variables = state.variables(ema=state.ema is not None)
+    def evaluate(setup, _, __):
         ends = {'eval': largest(space), 'eval_smallest': smallest(space)}
-        return {split: evaluator(exp).score(variables, candidate) for split, candidate in ends.items()}
+
+        def score(state, interrupt=None):
+            variables = state.variables(ema=state.ema is not None)
+            return {split: evaluator(setup).score(variables, candidate) for split, candidate in ends.items()}
+
+        return score
 
     train(config, workdir, build=functools.partial(build, space), evaluate=evaluate)
     return load_supernet(config, space, workdir)
 
 
-def load_supernet(config, space: Space, workdir: str) -> tuple[TrainState, Experiment]:
+def load_supernet(config, space: Space, workdir: str) -> tuple[TrainState, Training]:
     """The newest checkpoint of a supernet that is trained in workdir. Raises UserError where there is none."""
     source = sources.open_source(config.dataset, config.train_split, config.data_dir)
-    exp = build(space, config, source.num_classes, len(source))
+    setup = build(space, config, source.num_classes, len(source))
     directory = os.path.join(os.path.abspath(workdir), 'checkpoints')
     state = None
     if os.path.isdir(directory):
         checkpoints = Checkpoints(directory, read_only=True)
-        state, _, _ = checkpoints.restore_latest(exp.abstract_state())
+        state, _ = checkpoints.restore_latest(setup.abstract_state())
         checkpoints.close()
     if state is None:
         raise UserError(
             f'{workdir} holds no supernet; its worker trained it elsewhere. All workers of it need one --workdir on shared storage.'
         )
-    return state, exp
+    return state, setup
 
 
 class Evaluator:
     """Accuracies of candidates on config.eval_split, whose images stay on the devices. Compiles once, at the first candidate."""
 
-    def __init__(self, exp: Experiment, config):
-        self.space: Space = exp.module.space
+    def __init__(self, setup: Training, config):
+        self.space: Space = setup.module.space
         number = config.supernet.calibration_batches
         if number < 1:
             raise UserError(f'supernet.calibration_batches={number} must be at least 1.')
-        self._calibration = train_batches(exp, config, number)
+        self._calibration = train_batches(setup, config, number)
         source = sources.open_source(config.dataset, config.eval_split, config.data_dir)
         batches = pipeline.eval_batches(
-            source, batch_size=config.eval_batch_size, preprocess=exp.preprocess, max_corrupt=config.max_corrupt,
+            source, batch_size=config.eval_batch_size, preprocess=setup.preprocess, max_corrupt=config.max_corrupt,
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
-        self._holdout = [put(exp.mesh, batch) for batch in batches]
-        everywhere = replicated(exp.mesh)
-        self.statistics = jax.jit(functools.partial(batch_statistics, exp.module, exp.recipe), out_shardings=everywhere)
-        self.evaluate = jax.jit(functools.partial(_evaluate, exp.module, exp.recipe), out_shardings=everywhere)
+        self._holdout = [put(setup.mesh, batch) for batch in batches]
+        everywhere = replicated(setup.mesh)
+        self.statistics = jax.jit(functools.partial(batch_statistics, setup.module, setup.recipe), out_shardings=everywhere)
+        self.evaluate = jax.jit(functools.partial(_evaluate, setup.module, setup.preprocess), out_shardings=everywhere)
 
     def score(self, variables, candidate: Candidate) -> dict[str, float]:
         """{loss, top1, top5, count}: means over the split. variables: the supernet's; its running statistics are not used."""
@@ -134,18 +141,12 @@ class Evaluator:
         return {'params': variables['params'], 'batch_stats': jax.tree.map(lambda *x: sum(x) / len(x), *parts)}
 
 
-def train_batches(exp: Experiment, config, number: int):
+def train_batches(setup: Training, config, number: int):
     """The first batches of training, augmented as there, on the devices."""
     source = sources.open_source(config.dataset, config.train_split, config.data_dir)
-    stream = pipeline.train_batches(
-        source, batch_size=config.batch_size, resolution=exp.preprocess.resolution, seed=config.seed, augment=exp.augment,
-        interpolation=exp.preprocess.interpolation, max_corrupt=config.max_corrupt,
-        process_index=jax.process_index(), process_count=jax.process_count(),
-    )  # fmt: skip
-    try:
-        return [put(exp.mesh, batch) for batch in itertools.islice(stream, number)]
-    finally:
-        stream.close()
+    with contextlib.closing(Stream(config, setup, source)) as stream:
+        stream.start(0)
+        return [stream.next() for _ in range(number)]
 
 
 def batch_statistics(supernet: Supernet, recipe: Recipe, variables, tokens: jax.Array, batch: dict[str, jax.Array]):
@@ -164,5 +165,5 @@ class _Fixed:
         self.apply = lambda variables, images, train: supernet.apply(variables, images, tokens, train=train)
 
 
-def _evaluate(supernet: Supernet, recipe: Recipe, variables, tokens: jax.Array, batch: dict[str, jax.Array]):
-    return eval_step(_Fixed(supernet, tokens), recipe, variables, batch)
+def _evaluate(supernet: Supernet, preprocess: Preprocess, variables, tokens: jax.Array, batch: dict[str, jax.Array]):
+    return eval_step(_Fixed(supernet, tokens), preprocess, variables, batch)

@@ -15,10 +15,10 @@ import numpy as np
 from efficientnet_jax import weights
 from efficientnet_jax.data.imagenet_classes import class_names as imagenet_names
 from efficientnet_jax.errors import UserError
+from efficientnet_jax.evaluation.network import as_dict
 from efficientnet_jax.evaluation.predict import find, read
 from efficientnet_jax.reporting import page, pictures
 from efficientnet_jax.runs import record
-from efficientnet_jax.training.experiment import as_dict
 from efficientnet_jax.weights.load import Pretrained
 
 

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from efficientnet_jax import models
 from efficientnet_jax.architectures import Architecture
 from efficientnet_jax.errors import UserError
+from efficientnet_jax.evaluation.network import as_dict
 from efficientnet_jax.runs import record
 from efficientnet_jax.study import methods, points
 from efficientnet_jax.tpu import aot, jaxpr_count
-from efficientnet_jax.training.experiment import as_dict
 
 COMPILES = 8  # that solving for one target in cycles may take; the interpolation takes 3 to 5
 

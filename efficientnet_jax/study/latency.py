@@ -15,11 +15,11 @@ import time
 from typing import Any
 
 from efficientnet_jax import architectures
+from efficientnet_jax.evaluation.network import as_dict
 from efficientnet_jax.reporting import page
 from efficientnet_jax.runs import record
 from efficientnet_jax.study import plots, rows
 from efficientnet_jax.study.points import Point, Printed
-from efficientnet_jax.training.experiment import as_dict
 
 TITLE = 'CPU latency: one image, one core, warm (table 4)'
 # Table 4, seconds on one core of a Xeon E5-2690; the models that it sets beside them (ResNet-152, GPipe) are not built here.

@@ -11,13 +11,13 @@ import jax
 
 from efficientnet_jax.data import sources
 from efficientnet_jax.errors import UserError
+from efficientnet_jax.evaluation.network import architecture_of, as_dict
 from efficientnet_jax.reporting import page
 from efficientnet_jax.runs import record
+from efficientnet_jax.runs.options import check as check_recipe
 from efficientnet_jax.study import cam, costs, grid, latency, methods, plots, rows, tables, trained
 from efficientnet_jax.study.points import Point
 from efficientnet_jax.tpu import aot
-from efficientnet_jax.training.experiment import architecture_of, as_dict
-from efficientnet_jax.training.experiment import check as check_recipe
 
 TITLES = {
     'table2': 'EfficientNet-B0 to B7 (arXiv 1905.11946, table 2)',

@@ -19,11 +19,12 @@ import jax
 
 from efficientnet_jax.data import sources
 from efficientnet_jax.errors import UserError
+from efficientnet_jax.evaluation.network import architecture_of, as_dict
 from efficientnet_jax.queue import trials
 from efficientnet_jax.runs import hosts, record
 from efficientnet_jax.study.points import Point, knobs, network
-from efficientnet_jax.training.experiment import architecture_of, as_dict, experiment
 from efficientnet_jax.training.loop import train
+from efficientnet_jax.training.setup import training_of
 
 # Knobs of config.study that do not decide which points there are and how they are trained.
 RUNTIME = ('train', 'seeds', 'storage', 'name', 'lease_seconds', 'retry', 'xla_flops', 'cycles', 'compiles', 'images', 'checkpoints')
@@ -80,7 +81,7 @@ def check(config, runs: dict[str, dict[str, Any]]) -> None:
     source = sources.open_source(config.dataset, config.train_split, config.data_dir)
     for key, run in runs.items():
         one = config_of(config, run)
-        experiment(one, source.num_classes, len(source))
+        training_of(one, source.num_classes, len(source))
         built = network(architecture_of(one))
         if built not in key:
             raise UserError(f'{key} comes out as network {built} from {run}: model, depth, width and stages cannot express it.')

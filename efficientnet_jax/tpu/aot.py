@@ -3,7 +3,7 @@
     estimated_cycles(config, 'v5e:1x1', batch=128, architecture=None, train=True, num_classes=1000) -> StepCost
 
 gives the compiler's estimate for one device: `.cycles` per image, `.peak_bytes` of HBM, and what else StepCost lists; DoesNotFit where the
-memory does not suffice. `lower_train(experiment)` is the whole train step on the devices of `slice_devices(topology)`, with its collectives.
+memory does not suffice. `lower_train(setup, batch_size)` is the whole train step on the devices of `slice_devices(topology)`, with its collectives.
 Costs are kept beside JAX's compilation cache, where that is on, so that the same program is compiled once.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -24,13 +23,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from efficientnet_jax.data.augment import policies
 from efficientnet_jax.errors import UserError
+from efficientnet_jax.evaluation.inference import Inference, eval_step, inference_of
 from efficientnet_jax.runs import mesh
 from efficientnet_jax.tpu import hlo_cost
-from efficientnet_jax.training.experiment import Experiment, experiment
-from efficientnet_jax.training.step import eval_step
+from efficientnet_jax.training.setup import Training, training_of
 
 IMAGENET_EXAMPLES, IMAGENET_CLASSES = 1_281_167, 1000
 
@@ -145,35 +145,41 @@ def libtpu_version() -> str:
     return importlib.metadata.version('libtpu')
 
 
-def abstract_batch(exp: Experiment, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(setup: Training, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays that mesh.put makes of a training batch (pipeline.train_batches), as shapes with shardings."""
-    side = exp.preprocess.resolution
-    height = side + -side % exp.mesh.shape['spatial']
-    arrays = {'image': ((height, side, 3), jnp.uint8), 'label': ((), jnp.int32)}
-    augment = exp.augment
+    arrays = _images(setup.inference)
+    augment = setup.augment
     if augment.policy is not None and augment.on == 'device':
         arrays['ops'] = ((policies.table(augment)[0].shape[1], 4), jnp.float32)
     if augment.mixup is not None or augment.cutmix is not None:
         arrays['mix'] = ((5,), jnp.float32)
     if augment.erase is not None:
         arrays['erase'] = ((4,), jnp.float32)
+    return _abstract(setup.mesh, arrays, batch_size)
+
+
+def _images(inference: Inference) -> dict[str, tuple[tuple[int, ...], Any]]:
+    side = inference.preprocess.resolution
+    height = side + -side % inference.mesh.shape['spatial']
+    return {'image': ((height, side, 3), jnp.uint8), 'label': ((), jnp.int32)}
+
+
+def _abstract(device_mesh: Mesh, arrays, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     return {
-        name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=mesh.batch_sharding(exp.mesh, name))
+        name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=mesh.batch_sharding(device_mesh, name))
         for name, (shape, dtype) in arrays.items()
     }
 
 
-def lower_train(exp: Experiment, batch_size: int) -> jax.stages.Lowered:
-    """The update that train runs, lowered for the devices of exp.mesh."""
-    return exp.jit_train_step().lower(exp.abstract_state(), abstract_batch(exp, batch_size))
+def lower_train(setup: Training, batch_size: int) -> jax.stages.Lowered:
+    """The update that train runs, lowered for the devices of setup.mesh."""
+    return setup.jit_train_step().lower(setup.abstract_state(), abstract_batch(setup, batch_size))
 
 
-def lower_eval(exp: Experiment, batch_size: int) -> jax.stages.Lowered:
-    """Evaluation of a batch, lowered for the devices of exp.mesh."""
-    batch = {name: abstract_batch(exp, batch_size)[name] for name in ('image', 'label')}
-    batch['mask'] = jax.ShapeDtypeStruct((batch_size,), jnp.bool_, sharding=mesh.batch_sharding(exp.mesh, 'mask'))
-    evaluate = jax.jit(functools.partial(eval_step, exp.module, exp.recipe), out_shardings=mesh.replicated(exp.mesh))
-    return evaluate.lower(exp.abstract_state().variables(), batch)
+def lower_eval(inference: Inference, batch_size: int) -> jax.stages.Lowered:
+    """Evaluation of a batch, lowered for the devices of inference.mesh."""
+    batch = _abstract(inference.mesh, _images(inference) | {'mask': ((), jnp.bool_)}, batch_size)
+    return inference.jit(eval_step).lower(inference.abstract_variables(), batch)
 
 
 def estimated_cycles(
@@ -196,10 +202,19 @@ def lower_alone(config, topology: str, batch: int, architecture, train: bool, nu
         config.augment.update(policy=None, mixup=None, cutmix=None, erase=None)
         if architecture is not None:
             config.resolution = architecture.resolution
-    exp = experiment(config, num_classes, train_examples=batch, devices=slice_devices(topology)[:1])
+    device = slice_devices(topology)[:1]
+    if not train:
+        inference = inference_of(config, num_classes, devices=device)
+        return lower_eval(inference if architecture is None else with_architecture(inference, architecture), batch)
+    setup = training_of(config, num_classes, train_examples=batch, devices=device)
     if architecture is not None:
-        exp = exp._replace(module=exp.module.clone(architecture=architecture))
-    return (lower_train if train else lower_eval)(exp, batch)
+        setup = setup._replace(inference=with_architecture(setup.inference, architecture))
+    return lower_train(setup, batch)
+
+
+def with_architecture(inference: Inference, architecture) -> Inference:
+    """The same devices and images with another architecture."""
+    return inference._replace(module=inference.module.clone(architecture=architecture))
 
 
 def cost(lowered: jax.stages.Lowered, topology: str, images: float) -> StepCost:

@@ -15,10 +15,12 @@ from typing import Any
 
 from efficientnet_jax import counting, models
 from efficientnet_jax.data import sources
+from efficientnet_jax.errors import NotThere
+from efficientnet_jax.evaluation.network import as_dict
 from efficientnet_jax.reporting import page, pictures
 from efficientnet_jax.runs import record
 from efficientnet_jax.tpu import aot
-from efficientnet_jax.training.experiment import Experiment, as_dict, experiment
+from efficientnet_jax.training.setup import Training, training_of
 from efficientnet_jax.weights.init_from import start as starting
 
 GIB = 2**30
@@ -38,22 +40,22 @@ def plan(config, workdir: str) -> dict[str, Any]:
     classes, examples, note = data_of(config)
     start = starting(config, None, classes, new_head=True)
 
-    def planned(**knobs) -> tuple[Experiment, aot.StepCost]:
+    def planned(**knobs) -> tuple[Training, aot.StepCost]:
         varied = config.copy_and_resolve_references()
         varied.update(knobs)
-        exp = experiment(varied, classes, examples, aot.slice_devices(varied.plan.topology), start)
-        return exp, aot.cost(aot.lower_train(exp, varied.batch_size), varied.plan.topology, varied.batch_size / exp.mesh.size)
+        setup = training_of(varied, classes, examples, aot.slice_devices(varied.plan.topology), start)
+        return setup, aot.cost(aot.lower_train(setup, varied.batch_size), varied.plan.topology, varied.batch_size / setup.mesh.size)
 
     batch_size, found = config.batch_size, None
     if config.plan.search:
-        exp = experiment(config, classes, examples, aot.slice_devices(config.plan.topology), start)
-        found = search(config, exp, lambda batch: planned(batch_size=batch, eval_batch_size=batch, steps=config.steps or 1)[1])
+        setup = training_of(config, classes, examples, aot.slice_devices(config.plan.topology), start)
+        found = search(config, setup, lambda batch: planned(batch_size=batch, eval_batch_size=batch, steps=config.steps or 1)[1])
         batch_size = found['batch_size']
     try:
-        exp, cost = planned(batch_size=batch_size, **({'eval_batch_size': batch_size, 'steps': config.steps or 1} if found else {}))
+        setup, cost = planned(batch_size=batch_size, **({'eval_batch_size': batch_size, 'steps': config.steps or 1} if found else {}))
     except aot.DoesNotFit as error:
         raise aot.DoesNotFit(does_not_fit(config, error)) from error
-    result = summary(config, exp, cost, batch_size) | {'data': note, 'search': found}
+    result = summary(config, setup, cost, batch_size) | {'data': note, 'search': found}
     result['remat'] = remat_table(config.remat, cost, lambda policy: planned(remat=policy, batch_size=batch_size)[1], config.plan.remats)
     result['advice'] = advice(config, result)
     os.makedirs(workdir, exist_ok=True)
@@ -65,31 +67,35 @@ def plan(config, workdir: str) -> dict[str, Any]:
 
 
 def data_of(config) -> tuple[int, int, str]:
-    """(classes, training examples, where they are from): of the data set where it is prepared, else plan.classes and plan.examples."""
+    """(classes, training examples, where they are from): of the data set where it is prepared, else plan.classes and plan.examples.
+
+    Raises NotThere for a folder of images that is not there: it has no sizes that could be known without it.
+    """
     classes, examples = config.plan.classes, config.plan.examples
     if classes is None or examples is None:
         try:
             source = sources.open_source(config.dataset, config.train_split, config.data_dir)
             return classes or source.num_classes, examples or len(source), source.name
-        except FileNotFoundError:
-            pass
+        except NotThere:
+            if config.dataset.startswith('folder:'):
+                raise
     imagenet = aot.IMAGENET_CLASSES, aot.IMAGENET_EXAMPLES
     return classes or imagenet[0], examples or imagenet[1], 'plan.classes and plan.examples; where they are None, those of ImageNet'
 
 
-def summary(config, exp: Experiment, cost: aot.StepCost, batch_size: int) -> dict[str, Any]:
+def summary(config, setup: Training, cost: aot.StepCost, batch_size: int) -> dict[str, Any]:
     """plan.json without what search and remat add. Bytes are per device."""
     generation = aot.generation(config.plan.topology)
-    architecture = exp.module.architecture
-    _, macs = counting.count(architecture, exp.preprocess.resolution, exp.module.num_classes)
+    architecture = setup.module.architecture
+    _, macs = counting.count(architecture, setup.preprocess.resolution, setup.module.num_classes)
     compute, memory = cost.flops / generation.flops_per_second, cost.accessed_bytes / generation.bytes_per_second
     return {
         'model': architecture.name,
-        'resolution': exp.preprocess.resolution,
+        'resolution': setup.preprocess.resolution,
         'topology': config.plan.topology,
         'device': generation.device,
-        'devices': exp.mesh.size,
-        'mesh': dict(exp.mesh.shape),
+        'devices': setup.mesh.size,
+        'mesh': dict(setup.mesh.shape),
         'batch_size': batch_size,
         'images_per_device': cost.images,
         'dtype': config.dtype,
@@ -127,13 +133,13 @@ def granule(images: int) -> int:
     return max(1, 2 ** (images.bit_length() - 4))
 
 
-def search(config, exp: Experiment, cost_of: Callable[[int], aot.StepCost]) -> dict[str, Any]:
+def search(config, setup: Training, cost_of: Callable[[int], aot.StepCost]) -> dict[str, Any]:
     """The largest batch that fits, in steps of a granule, in at most plan.compiles compiles.
 
     Memory grows nearly linearly with the batch, so two small ones tell where the limit lies; that one is compiled, and its neighbours.
     Raises aot.DoesNotFit when one image for each mesh row does not fit.
     """
-    rows, available = exp.mesh.shape['data'], aot.generation(config.plan.topology).hbm_gib * GIB
+    rows, available = setup.mesh.shape['data'], aot.generation(config.plan.topology).hbm_gib * GIB
     group = config.batch_norm_group or 1
     unit = next(n for n in range(1, group + 1) if n * rows % group == 0)  # images of a mesh row, in whole groups
     unit *= 2 if (config.augment.mixup is not None or config.augment.cutmix is not None) and unit * rows % 2 else 1
@@ -146,7 +152,7 @@ def search(config, exp: Experiment, cost_of: Callable[[int], aot.StepCost]) -> d
             peaks[n] = None
         return peaks[n] is not None
 
-    n = rounded(available / 2 / guess_bytes(exp), unit)
+    n = rounded(available / 2 / guess_bytes(setup), unit)
     while not fits(n):
         if n == unit or len(peaks) >= config.plan.compiles:
             raise aot.DoesNotFit(does_not_fit(config, f'{n} images for each of {rows} mesh rows are too many.'))
@@ -166,8 +172,8 @@ def search(config, exp: Experiment, cost_of: Callable[[int], aot.StepCost]) -> d
             break
         fits(n)
     best = max(k for k, peak in peaks.items() if peak is not None)
-    tried = [{'images_per_device': k / exp.mesh.shape['spatial'], 'peak_bytes': peaks[k]} for k in sorted(peaks)]
-    return {'batch_size': best * rows, 'images_per_device': best / exp.mesh.shape['spatial'], 'tried': tried}
+    tried = [{'images_per_device': k / setup.mesh.shape['spatial'], 'peak_bytes': peaks[k]} for k in sorted(peaks)]
+    return {'batch_size': best * rows, 'images_per_device': best / setup.mesh.shape['spatial'], 'tried': tried}
 
 
 def rounded(images: float, unit: int) -> int:
@@ -176,16 +182,16 @@ def rounded(images: float, unit: int) -> int:
     return max(unit, whole // granule(whole) * granule(whole) // unit * unit)
 
 
-def guess_bytes(exp: Experiment) -> float:
+def guess_bytes(setup: Training) -> float:
     """A first guess of what an image takes: each convolution's result and what its batch norm makes of it, or what remat keeps."""
-    rows = counting.layers(exp.module.architecture, exp.preprocess.resolution, exp.module.num_classes)
+    rows = counting.layers(setup.module.architecture, setup.preprocess.resolution, setup.module.num_classes)
     kept = {
         None: lambda name: 2.0,
         'activations': lambda name: 1.2,
         'blocks': lambda name: 2.0 if '/project' in name or '/' not in name else 0.15,
     }
-    width = exp.module.dtype(0).dtype.itemsize
-    return sum(row.activations * kept[exp.module.remat](row.name) for row in rows) * width / exp.mesh.shape['spatial']
+    width = setup.module.dtype(0).dtype.itemsize
+    return sum(row.activations * kept[setup.module.remat](row.name) for row in rows) * width / setup.mesh.shape['spatial']
 
 
 def remat_table(policy, cost: aot.StepCost, cost_of, others: bool) -> dict[str, Any]:

@@ -12,9 +12,14 @@ import optax
 
 @flax.struct.dataclass
 class TrainState:
-    """step counts finished updates. ema holds moving averages of params and batch_stats, or is None when ema_decay is None."""
+    """step counts finished updates. ema holds moving averages of params and batch_stats, or is None when ema_decay is None.
+
+    Update number step + 1 takes batch number step + skipped of the stream: rollbacks skip batches, which makes both part of the state.
+    """
 
     step: jax.Array  # int32 scalar
+    skipped: jax.Array  # int32 scalar: batches that rollbacks after NaN have passed over
+    rollbacks: jax.Array  # int32 scalar
     params: Any
     batch_stats: Any
     opt_state: Any
@@ -37,6 +42,8 @@ def init_state(module, optimizer: optax.GradientTransformation, resolution: int,
         params, batch_stats = params | jax.tree.map(jnp.array, start['params']), jax.tree.map(jnp.array, start['batch_stats'])
     return TrainState(
         step=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
+        rollbacks=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),

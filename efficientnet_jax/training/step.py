@@ -1,4 +1,4 @@
-"""The pure train and evaluation steps. Trainer, planner and tests lower these same functions.
+"""The pure train step. Trainer, planner and tests lower this same function.
 
 Randomness is a function of (seed, step); nothing random is carried in the state.
 """
@@ -6,7 +6,6 @@ Randomness is a function of (seed, step); nothing random is carried in the state
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ import optax
 
 from efficientnet_jax.data.augment import device
 from efficientnet_jax.data.preprocess import Preprocess
+from efficientnet_jax.evaluation.inference import pixels
 from efficientnet_jax.evaluation.metrics import cross_entropy, metric_sums
 from efficientnet_jax.training.optim import ema_decay
 from efficientnet_jax.training.state import TrainState
@@ -21,7 +21,7 @@ from efficientnet_jax.training.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What the steps need beside the module and the optimiser. Hashable, closed over when a step is jitted."""
+    """What the step needs beside the module and the optimiser. Hashable, closed over when it is jitted."""
 
     seed: int
     preprocess: Preprocess  # its normalisation runs on the device: uint8 images are a quarter of the bytes on the host's link
@@ -31,17 +31,12 @@ class Recipe:
     mesh: jax.sharding.Mesh | None = None  # over whose devices the batch is divided, where augmentation has to know it
 
 
-def pixels(recipe: Recipe, batch: dict[str, jax.Array]) -> jax.Array:
-    """Normalised images [N, H, W, 3], without the rows that mesh.put added to split the height evenly."""
-    return recipe.preprocess.normalise(batch['image'][:, : recipe.preprocess.resolution])
-
-
 def train_inputs(recipe: Recipe, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
     """As `pixels`, augmented as the batch's draws say: those of 'ops', 'erase' and 'mix' that are in it (pipeline.train_batches)."""
     if 'ops' in batch:
         images = batch['image'][:, : recipe.preprocess.resolution]
         batch = batch | {'image': device.apply_ops(images, batch['ops'], recipe.mesh)}
-    images = pixels(recipe, batch)
+    images = pixels(recipe.preprocess, batch)
     if 'erase' in batch:
         images = device.erase(images, batch['erase'], jax.random.fold_in(key, 1))
     return device.mix(images, batch['mix']) if 'mix' in batch else images
@@ -91,19 +86,4 @@ def train_step(module, optimizer: optax.GradientTransformation, recipe: Recipe, 
             # (1 - decay) * new + decay * old, over weights and batch statistics alike: only both together evaluate well.
             ema = optax.incremental_update({'params': params, 'batch_stats': batch_stats}, ema, 1 - ema_decay(recipe.ema_decay, step))
     metrics = metric_sums(logits, batch['label']) | {'loss': loss_sum, 'grad_norm': optax.tree.norm(grads)}
-    return TrainState(step=step, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema), metrics
-
-
-def eval_step(module, recipe: Recipe, variables: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Metric sums over the examples of a batch whose mask is true. batch: image uint8 [N, H, W, 3], label int32 [N], mask bool [N]."""
-    logits = module.apply(variables, pixels(recipe, batch), train=False)
-    return metric_sums(logits, batch['label'], batch['mask'])
-
-
-def examples_step(module, recipe: Recipe, variables: dict[str, Any], batch: dict[str, jax.Array]):
-    """(eval_step's sums, {'label', 'predicted': int32, 'probability': float32 of the predicted class, 'mask': bool}, all [N])."""
-    logits = module.apply(variables, pixels(recipe, batch), train=False)
-    predicted = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    probability = jnp.max(jax.nn.softmax(logits), axis=-1)
-    examples = {'label': batch['label'], 'predicted': predicted, 'probability': probability, 'mask': batch['mask']}
-    return metric_sums(logits, batch['label'], batch['mask']), examples
+    return state.replace(step=step, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema), metrics

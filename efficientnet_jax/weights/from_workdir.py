@@ -6,15 +6,13 @@ import os
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
 from efficientnet_jax.architectures import Architecture
 from efficientnet_jax.data.preprocess import Preprocess
 from efficientnet_jax.errors import UserError
 from efficientnet_jax.runs import record
-from efficientnet_jax.runs.checkpoint import Checkpoints, read_config
-from efficientnet_jax.training.experiment import architecture_of, preprocess_of
+from efficientnet_jax.runs.checkpoint import Checkpoints
 from efficientnet_jax.weights import description
 
 DESCRIPTION = 'model.json'
@@ -35,32 +33,23 @@ def read_description(workdir: str | None) -> dict[str, Any] | None:
 def arrays(path: str) -> tuple[dict[str, np.ndarray], str]:
     """({'params/stem/kernel': ...}, workdir) of the best checkpoint of a workdir, or of the checkpoint WORKDIR/checkpoints/STEP.
 
-    The moving average where there is one. Raises UserError without a complete checkpoint, checkpoint.Damaged when its bits changed.
+    The moving average where there is one. Raises UserError without a complete checkpoint, StorageError when none is intact, checkpoint_reader.Damaged for
+    a STEP that is not.
     """
     path = os.path.abspath(path)
     inside = os.path.isdir(os.path.join(path, 'checkpoints'))
     directory = os.path.join(path, 'checkpoints') if inside else os.path.dirname(path)
     checkpoints = Checkpoints(directory, read_only=True)
-    step = checkpoints.best_step() if inside else int(os.path.basename(path))
-    if step is None:
-        raise UserError(f'{path} has no complete checkpoint yet; train on, or name another workdir.')
-    saved = checkpoints.restore_weights(step)
+    saved = checkpoints.restore_best_weights()[0] if inside else checkpoints.restore_weights(int(os.path.basename(path)))
     checkpoints.close()
+    if saved is None:
+        raise UserError(f'{path} has no complete checkpoint yet; train on, or name another workdir.')
     chosen = saved.get('ema', saved)
     leaves = jax.tree_util.tree_flatten_with_path(chosen)[0]
     return {'/'.join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}, os.path.dirname(directory)
 
 
-def describe_old(workdir: str, num_classes: int) -> dict[str, Any] | None:
-    """The description from config.json, for a run that left no model.json; None without either."""
-    content = read_config(workdir)
-    if content is None:
-        return None
-    config = ml_collections.ConfigDict(content)
-    return description.describe(architecture_of(config), num_classes, preprocess_of(config))
-
-
 def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
     """(arrays by their names here, description) of a workdir or a checkpoint in it."""
     found, workdir = arrays(path)
-    return found, read_description(workdir) or describe_old(workdir, found['params/classifier/bias'].shape[0])
+    return found, read_description(workdir)

@@ -9,9 +9,10 @@ import pytest
 
 from efficientnet_jax.data import sources
 from efficientnet_jax.evaluation import confusion
-from efficientnet_jax.evaluation.evaluate import evaluate, outputs_of
+from efficientnet_jax.evaluation.evaluate import evaluate
+from efficientnet_jax.evaluation.inference import inference_of
+from efficientnet_jax.evaluation.score import outputs_of
 from efficientnet_jax.runs import record
-from efficientnet_jax.training.experiment import experiment
 from efficientnet_jax.training.loop import train
 from tests import tiny
 from tests.runs.test_faults import start_cluster
@@ -67,8 +68,8 @@ def test_a_few_images_are_no_whole_batch(data_dir):
     config = tiny.get_config()
     config.data_dir, config.eval_split = data_dir, 'test[:12]'
     source = sources.open_source('digits', 'test[:12]', data_dir)
-    exp = experiment(config, 10, train_examples=100)
-    found = outputs_of(lambda variables, batch: batch['image'].shape, exp.init(None), source, exp, batch_size=304)
+    inference = inference_of(config, 10)
+    found = outputs_of(lambda variables, batch: batch['image'].shape, {'eval': {}}, source, inference, batch_size=304)
     assert [shape[0] for shape in found['eval']] == [16]  # 12 filled up to the 8 devices
 
 
@@ -98,7 +99,7 @@ def test_what_is_left_and_what_is_said(tmp_path, data_dir, capsys, monkeypatch):
     config.dtype, config.log_every_steps = 'bfloat16', 7  # the second changes nothing
     config.resolution = None  # nor does this: the run's own is taken
     config.eval_batch_size = 104
-    monkeypatch.setattr('efficientnet_jax.evaluation.evaluate.TELL_SECONDS', 0)
+    monkeypatch.setattr('efficientnet_jax.evaluation.score.TELL_SECONDS', 0)
     assert evaluate(config, workdir)['metrics']['eval']['count'] == 297
     warning, doing, *steps = capsys.readouterr().err.splitlines()
     assert warning == f"Warning: {workdir} was trained with another config: dtype='bfloat16' here, 'float32' there."

@@ -51,9 +51,9 @@ def test_remat_changes_nothing_but_memory(without, remat):
 
 def test_an_unknown_policy_is_an_error():
     from configs import default
-    from efficientnet_jax.training.experiment import experiment
+    from efficientnet_jax.training.setup import training_of
 
     config = default.get_config()
     config.remat = 'all'
     with pytest.raises(ValueError, match="remat='all' must be one of activations, blocks"):
-        experiment(config, 10, 5000)
+        training_of(config, 10, 5000)

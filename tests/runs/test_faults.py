@@ -16,13 +16,16 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from benchmarks.chaos import WALL_CLOCK, chaos, differences
+from benchmarks.chaos import WALL_CLOCK, chaos, differences, joined
+from efficientnet_jax.data import pipeline
 from efficientnet_jax.errors import NotFinite
-from efficientnet_jax.evaluation import evaluate
+from efficientnet_jax.evaluation import inference, restore
 from efficientnet_jax.runs import hosts, record
-from efficientnet_jax.runs.checkpoint import Checkpoints, ShapeMismatch
-from efficientnet_jax.runs.checkpoint import bit_sums as state_bits
-from efficientnet_jax.training import experiment, loop
+from efficientnet_jax.runs.checkpoint import Checkpoints
+from efficientnet_jax.runs.integrity import bit_sums as state_bits
+from efficientnet_jax.runs.shapes import ShapeMismatch
+from efficientnet_jax.training import loop, setup
+from efficientnet_jax.training.setup import training_of
 from tests import tiny
 
 pytestmark = [
@@ -38,6 +41,11 @@ def config(**knobs):
     for name, value in knobs.items():
         c[name] = value
     return c
+
+
+def train(workdir, devices=1, **knobs):
+    """Trains on the first so many of the eight devices: one compiles in a third of the time; test_mesh.py has the others."""
+    return loop.train(config(**knobs), str(workdir), build=functools.partial(training_of, devices=jax.devices()[:devices]))
 
 
 def rows(workdir):
@@ -62,10 +70,9 @@ def compiled_once(tmp_path_factory):
 @pytest.fixture(scope='module', autouse=True)
 def one_device():
     """One of the eight devices is enough here and compiles in a third of the time; test_mesh.py has the others."""
-    on_one = functools.partial(experiment.experiment, devices=jax.devices()[:1])
+    on_one = functools.partial(inference.inference_of, devices=jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, 'experiment', on_one)
-        patch.setattr(evaluate, 'experiment', on_one)
+        patch.setattr(restore, 'inference_of', on_one)
         yield
 
 
@@ -73,21 +80,22 @@ def one_device():
 def whole(tmp_path_factory, compiled_once, one_device):
     """The workdir of a run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp('whole')
-    loop.train(config(), str(workdir))
+    train(workdir)
     return workdir
 
 
 class StopAt(hosts.StopNotice):
-    """A stop notice that arrives by itself at a step."""
+    """A stop notice that arrives by itself when the loop asks for the n-th time."""
 
     def __init__(self, step):
         super().__init__()
         self._step = step
 
-    def at(self, step):
-        if step == self._step:
+    def asked(self):
+        self._step -= 1
+        if self._step == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-        return super().at(step)
+        return super().asked()
 
 
 @pytest.mark.parametrize('stops', [(5,), pytest.param((1, 8, 11), marks=pytest.mark.slow)], ids=str)
@@ -96,10 +104,10 @@ def test_stopped_and_started_again_ends_with_the_same_bits(whole, tmp_path, monk
     for step in stops:
         monkeypatch.setattr(hosts, 'StopNotice', lambda step=step: StopAt(step))
         with pytest.raises(hosts.Stopped, match=rf'Asked to stop at step {step} of 12; saved\. Give the same command again'):
-            loop.train(config(), str(tmp_path))
+            train(tmp_path)
         assert max((int(p.name) for p in (tmp_path / 'checkpoints').iterdir()), default=0) == step
     monkeypatch.undo()
-    result = loop.train(config(), str(tmp_path))
+    result = train(tmp_path)
     assert differences(str(whole), str(tmp_path)) == []
     assert result['metrics'] == json.loads((whole / 'result.json').read_text())['metrics']
 
@@ -107,22 +115,21 @@ def test_stopped_and_started_again_ends_with_the_same_bits(whole, tmp_path, monk
 def test_goes_on_with_fewer_devices(whole, tmp_path, monkeypatch):
     """Four devices, stopped, two devices: the same batches, and the same figures as on one within rounding."""
     for devices, stop in ((4, 5), (2, None)):
-        monkeypatch.setattr(loop, 'experiment', functools.partial(experiment.experiment, devices=jax.devices()[:devices]))
         if stop:
             monkeypatch.setattr(hosts, 'StopNotice', lambda stop=stop: StopAt(stop))
             with pytest.raises(hosts.Stopped):
-                loop.train(config(), str(tmp_path))
+                train(tmp_path, devices)
             monkeypatch.undo()
         else:
-            loop.train(config(), str(tmp_path))
-    for expected, row in zip(rows(whole), rows(tmp_path), strict=True):
+            train(tmp_path, devices)
+    for expected, row in zip(rows(whole), joined(rows(whole), rows(tmp_path)), strict=True):
         assert (row['step'], row['split']) == (expected['step'], expected['split'])
         assert row['loss'] == pytest.approx(expected['loss'], rel=1e-3)
 
 
 def test_a_finished_run_started_again_does_nothing(whole, capfd):
     before = rows(whole)
-    result = loop.train(config(), str(whole))
+    result = train(whole)
     assert result == json.loads((whole / 'result.json').read_text()) and rows(whole) == before
     assert 'Finished already' in capfd.readouterr().err
 
@@ -133,7 +140,7 @@ def test_lines_of_steps_that_were_lost_are_written_again_once(whole, tmp_path):
     shutil.rmtree(tmp_path / 'w' / 'checkpoints' / '12')
     with open(tmp_path / 'w' / 'metrics.jsonl', 'a') as f:
         f.write('{"step": 12, "split": "tr')
-    loop.train(config(), str(tmp_path / 'w'))
+    train(tmp_path / 'w')
     assert differences(str(whole), str(tmp_path / 'w')) == []
 
 
@@ -161,7 +168,7 @@ def test_a_second_process_on_a_workdir_refuses_until_the_first_is_gone(tmp_path)
 def test_a_workdir_that_cannot_be_written(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(OSError, match=r'workdir=.*/file/run cannot be written \(Not a directory\); choose another --workdir'):
-        loop.train(config(), str(tmp_path / 'file' / 'run'))
+        train(tmp_path / 'file' / 'run')
 
 
 def test_a_read_only_workdir():
@@ -183,15 +190,16 @@ def test_a_workdir_of_another_config_is_refused_and_a_runtime_knob_is_not(whole)
 
 
 def test_a_workdir_that_vanishes_while_training(tmp_path, monkeypatch):
-    class Vanish(hosts.StopNotice):
-        def at(self, step):
-            if step == 5:
+    class Vanish(StopAt):
+        def asked(self):
+            self._step -= 1
+            if self._step == 0:
                 (tmp_path / 'w').rename(tmp_path / 'elsewhere')
             return False
 
-    monkeypatch.setattr(hosts, 'StopNotice', Vanish)
+    monkeypatch.setattr(hosts, 'StopNotice', lambda: Vanish(5))
     with pytest.raises(OSError, match=r'checkpoints is gone \(removed, renamed or unmounted\), so step 6 cannot be saved'):
-        loop.train(config(), str(tmp_path / 'w'))
+        train(tmp_path / 'w')
 
 
 @pytest.fixture
@@ -199,7 +207,7 @@ def poison(monkeypatch):
     """poison(7, 9): the loss and gradients of the 7th and 9th batch of the stream are NaN, whatever step takes them."""
 
     def poison(*numbers):
-        stream, step = loop.pipeline.train_batches, experiment.train_step
+        stream, step = pipeline.train_batches, setup.train_step
 
         def poisoned_stream(*args, start_step, **kwargs):
             for number, batch in enumerate(stream(*args, start_step=start_step, **kwargs), start=start_step + 1):
@@ -210,8 +218,8 @@ def poison(monkeypatch):
             nan = jnp.where(batch['label'][0] < 0, jnp.nan, 0.0)
             return state.replace(params=jax.tree.map(lambda x: x + nan, state.params)), metrics | {'loss': metrics['loss'] + nan}
 
-        monkeypatch.setattr(loop.pipeline, 'train_batches', poisoned_stream)
-        monkeypatch.setattr(experiment, 'train_step', poisoned_step)
+        monkeypatch.setattr(pipeline, 'train_batches', poisoned_stream)
+        monkeypatch.setattr(setup, 'train_step', poisoned_step)
 
     return poison
 
@@ -219,16 +227,16 @@ def poison(monkeypatch):
 def test_nan_stops_with_the_step_and_the_last_good_checkpoint(tmp_path, poison):
     poison(7)
     before = signal.getsignal(signal.SIGTERM)
-    message = r'loss=nan, .* at step 7; the last good checkpoint is step 6 in .*Lower lr_per_256.*or set nan_rollbacks to skip'
+    message = r'loss=nan, .* at step 7; the newest checkpoint is step 6 in .*Lower lr_per_256.*or set nan_rollbacks to skip'
     with pytest.raises(NotFinite, match=message):
-        loop.train(config(), str(tmp_path))
+        train(tmp_path)
     assert signal.getsignal(signal.SIGTERM) == before
     record.claim_workdir(str(tmp_path), record.read_json(str(tmp_path / 'config.json'))).close()  # it is free again
 
 
 def test_nan_rolls_back_past_the_bad_batch(tmp_path, poison):
     poison(8)
-    result = loop.train(config(nan_rollbacks=1), str(tmp_path))
+    result = train(tmp_path, nan_rollbacks=1)
     assert (result['step'], result['rollbacks'], result['skipped_batches']) == (12, 1, 2)
     steps = [row['step'] for row in rows(tmp_path) if row['split'] == 'train']
     assert steps == sorted(set(steps)) and steps[-1] == 12
@@ -237,9 +245,9 @@ def test_nan_rolls_back_past_the_bad_batch(tmp_path, poison):
 @pytest.mark.slow
 def test_nan_rolls_back_twice_and_no_more_often_than_allowed(tmp_path, poison):
     poison(8, 10)
-    with pytest.raises(NotFinite, match=r'at step 8 after nan_rollbacks=1; the last good checkpoint is step 6'):
-        loop.train(config(nan_rollbacks=1), str(tmp_path / 'once'))
-    result = loop.train(config(nan_rollbacks=2), str(tmp_path / 'twice'))
+    with pytest.raises(NotFinite, match=r'at step 8 after nan_rollbacks=1; the newest checkpoint is step 6'):
+        train(tmp_path / 'once', nan_rollbacks=1)
+    result = train(tmp_path / 'twice', nan_rollbacks=2)
     # Step 7 takes batch 9 after the first, step 7 takes batch 11 after the second: batches 7 to 10 are skipped.
     assert (result['step'], result['rollbacks'], result['skipped_batches']) == (12, 2, 4)
     steps = [row['step'] for row in rows(tmp_path / 'twice') if row['split'] == 'train']
@@ -249,19 +257,19 @@ def test_nan_rolls_back_twice_and_no_more_often_than_allowed(tmp_path, poison):
 
 def test_another_number_of_classes_is_an_error_with_the_numbers(whole):
     with pytest.raises(ShapeMismatch, match=r'trained for 10 classes; the data set here has 7'):
-        evaluate.restore(config(), str(whole), num_classes=7)
+        restore.restore(config(), str(whole), num_classes=7)
 
 
 def test_evaluation_restores_what_training_scored(whole):
-    _, state, step = evaluate.restore(config(), str(whole), num_classes=10)
-    assert step == 12 and int(state.step) == 12 and state.ema is not None
+    restored = restore.restore(config(), str(whole), num_classes=10)
+    assert restored.step == 12 and set(restored.weights) == {'eval', 'eval_ema'}
 
 
 def test_evaluation_does_not_need_the_settings_of_the_optimizer(whole):
-    _, state, _ = evaluate.restore(config(), str(whole), num_classes=10)
-    _, other, _ = evaluate.restore(config(optimizer='adamw', ema_decay=None), str(whole), num_classes=10)
-    assert state_bits(state.variables()) == state_bits(other.variables())
-    assert state_bits(state.variables(ema=True)) == state_bits(other.variables(ema=True)) != state_bits(state.variables())
+    weights = restore.restore(config(), str(whole), num_classes=10).weights
+    other = restore.restore(config(optimizer='adamw', ema_decay=None), str(whole), num_classes=10).weights
+    assert state_bits(weights) == state_bits(other)
+    assert state_bits(weights['eval_ema']) != state_bits(weights['eval'])
 
 
 def start_cluster(workdir, logs, *flags, processes=2, devices=2):

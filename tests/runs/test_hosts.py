@@ -5,7 +5,7 @@ import pytest
 
 from efficientnet_jax.data.pipeline import UnreadableExamples
 from efficientnet_jax.runs import hosts
-from efficientnet_jax.runs.checkpoint import Damaged
+from efficientnet_jax.runs.checkpoint_reader import Damaged
 
 CLUSTER = ('JAX_COORDINATOR_ADDRESS', 'TPU_WORKER_HOSTNAMES', 'TPU_SKIP_MDS_QUERY', 'SLURM_NTASKS')
 

@@ -18,6 +18,8 @@ import pytest
 
 from configs import search as configs
 from efficientnet_jax import counting
+from efficientnet_jax.errors import NotFinite
+from efficientnet_jax.evaluation.network import architecture_of
 from efficientnet_jax.queue import trials
 from efficientnet_jax.runs import hosts, record
 from efficientnet_jax.search import finalists, holdout, proxy, rank_correlation, settings
@@ -26,8 +28,6 @@ from efficientnet_jax.search.search import search
 from efficientnet_jax.search.space import Space, candidate_hash
 from efficientnet_jax.search.strategies import Random
 from efficientnet_jax.search.trial_queue import Slots, key_of
-from efficientnet_jax.training.experiment import architecture_of
-from efficientnet_jax.training.loop import NotFinite
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings('ignore::ResourceWarning', 'ignore::DeprecationWarning')
@@ -194,16 +194,17 @@ def trainer(monkeypatch):
         asked.append((folder, config))
         os.makedirs(os.path.join(folder, 'checkpoints'))
         every, total = round(config.eval_every_epochs * 1200 / config.batch_size), config.steps
-        exp = types.SimpleNamespace(horizon=types.SimpleNamespace(total_steps=total))
+        setup = types.SimpleNamespace(horizon=types.SimpleNamespace(total_steps=total))
+        score = evaluate(setup, None, config)
         for step in [*range(every, total, every), total]:
             good = sum(row[4] for row in config.stages) % 97 / 97
-            scores = evaluate(None, types.SimpleNamespace(step=step), good * step / total, exp, 0, 0)
+            scores = score(types.SimpleNamespace(step=step, good=good * step / total))
         if good > 0.92:
             raise NotFinite('loss=nan at step 3')
         return {'metrics': scores}
 
     monkeypatch.setattr(proxy, 'train', train)
-    monkeypatch.setattr(proxy, 'evaluate_state', lambda _, __, good, *___: {'eval': {'top1': good}})
+    monkeypatch.setattr(proxy, 'state_scorer', lambda *_: lambda state, _: {'eval': {'top1': state.good}})
     return asked
 
 

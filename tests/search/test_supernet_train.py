@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from efficientnet_jax import models
+from efficientnet_jax.evaluation.inference import eval_step
 from efficientnet_jax.runs import record
 from efficientnet_jax.search import supernet_train
 from efficientnet_jax.search.masks import largest, smallest
 from efficientnet_jax.search.space import Space
 from efficientnet_jax.search.supernet import slice_weights
-from efficientnet_jax.training.step import eval_step
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings('ignore::ResourceWarning', 'ignore::DeprecationWarning')
@@ -56,7 +56,7 @@ def test_resume_and_scores(tmp_path, data_dir):
     architecture = space.decode(smallest(space))
     own = slice_weights(evaluator.calibrated(variables, tokens), architecture)
     module = models.build(architecture, 10)
-    loss = sum(float(eval_step(module, exp.recipe, own, batch)['loss']) for batch in evaluator._holdout)
+    loss = sum(float(eval_step(module, exp.preprocess, own, batch)['loss']) for batch in evaluator._holdout)
     assert loss / 300 == pytest.approx(scores['eval_smallest']['loss'], abs=1e-4)
 
     with pytest.raises(ValueError, match=r'holds the supernet .*choose another --workdir'):

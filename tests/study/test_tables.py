@@ -103,7 +103,7 @@ def test_another_resolution_keeps_the_ratios_and_drops_what_was_printed():
 def test_every_point_is_an_ordinary_config(kind):
     """knobs() makes the very network again through the config."""
     from configs import default
-    from efficientnet_jax.training.experiment import architecture_of
+    from efficientnet_jax.evaluation.network import architecture_of
 
     for point in tables.points(kind):
         config = default.get_config()
@@ -113,7 +113,7 @@ def test_every_point_is_an_ordinary_config(kind):
 
 def test_late_stages_and_rounding_become_rows():
     from configs import default
-    from efficientnet_jax.training.experiment import architecture_of
+    from efficientnet_jax.evaluation.network import architecture_of
 
     b0 = dataclasses.replace(architectures.get('efficientnet_b0'), depth_rounding='round')
     point = Point(b0, 's', '', depth=2.3, width=1.2, resolution=1.4, resolution_multiple=8, max_resolution=300, late_stages=2)

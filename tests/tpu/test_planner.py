@@ -11,7 +11,7 @@ from configs import default
 from efficientnet_jax.data import pipeline, sources
 from efficientnet_jax.runs.mesh import put
 from efficientnet_jax.tpu import aot, hlo_cost, planner
-from efficientnet_jax.training.experiment import experiment
+from efficientnet_jax.training.setup import training_of
 from tests import tiny
 
 # A program in the shape of XLA's scheduled text: a loop of 16 around a conditional of two, fusions, and collectives of every form.
@@ -93,12 +93,12 @@ def test_planner_and_trainer_lower_the_same_program(data_dir):
     config.data_dir = data_dir
     config.augment.update(policy='randaugment', on='device', mixup=0.2, erase=0.5)
     source = sources.open_source(config.dataset, config.train_split, data_dir)
-    exp = experiment(config, source.num_classes, len(source))
-    stream = pipeline.train_batches(source, batch_size=32, resolution=16, seed=0, augment=exp.augment, interpolation='bicubic')
-    batch = put(exp.mesh, next(stream))
+    setup = training_of(config, source.num_classes, len(source))
+    stream = pipeline.train_batches(source, batch_size=32, resolution=16, seed=0, augment=setup.augment, interpolation='bicubic')
+    batch = put(setup.mesh, next(stream))
     stream.close()
     assert set(batch) == {'image', 'label', 'ops', 'mix', 'erase'}
-    trained, planned = exp.jit_train_step().lower(exp.init(), batch), aot.lower_train(exp, 32)
+    trained, planned = setup.jit_train_step().lower(setup.init(), batch), aot.lower_train(setup, 32)
     assert trained.as_text() == planned.as_text()
     assert 'jax.buffer_donor' in planned.as_text() or 'tf.aliasing_output' in planned.as_text()  # the state's buffers are reused
 
@@ -108,7 +108,7 @@ def test_search_finds_the_largest_batch(limit):
     """Of a program whose memory is a line, with the compiler's refusal beyond it."""
     config = tiny.get_config()
     config.plan.compiles = 12
-    exp = experiment(config, 10, 1500, jax.devices()[:4])
+    setup = training_of(config, 10, 1500, jax.devices()[:4])
     available, compiled = aot.generation('v5e:2x2').hbm_gib * 2**30, []
 
     def cost_of(batch):
@@ -119,7 +119,7 @@ def test_search_finds_the_largest_batch(limit):
         peak = int(available * (0.1 + 0.9 * images / limit))
         return dataclasses.replace(COST, argument_bytes=peak)
 
-    found = planner.search(config, exp, cost_of)
+    found = planner.search(config, setup, cost_of)
     best = found['batch_size'] // 4
     assert best <= limit < best + planner.granule(best) and len(set(compiled)) == len(compiled) <= 12
 
@@ -129,14 +129,14 @@ COST = aot.StepCost(8, 1000.0, 5e9, 2e7, 0, 10, 10, 0, 0, {'stage1': {'forward':
 
 def test_a_batch_that_no_chip_holds_is_an_error():
     config = tiny.get_config()
-    exp = experiment(config, 10, 1500, jax.devices()[:4])
+    setup = training_of(config, 10, 1500, jax.devices()[:4])
 
     def never(_):
         raise aot.DoesNotFit('RESOURCE_EXHAUSTED')
 
     config.plan.compiles, config.plan.search = 30, True
     with pytest.raises(aot.DoesNotFit, match=r"must fit into the memory of v5e:2x2; set remat='activations', or .* mesh.spatial"):
-        planner.search(config, exp, never)
+        planner.search(config, setup, never)
 
 
 def test_what_the_compiler_says_it_needs():
@@ -175,7 +175,7 @@ def stubbed_plan(tmp_path_factory):
     costs = iter([COST, dataclasses.replace(COST, cycles=1200.0), dataclasses.replace(COST, cycles=1300.0)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(aot, 'slice_devices', lambda topology: jax.devices()[:4])
-        patch.setattr(aot, 'lower_train', lambda exp, batch_size: None)
+        patch.setattr(aot, 'lower_train', lambda setup, batch_size: None)
         patch.setattr(aot, 'cost', lambda *_: next(costs))
         return planner.plan(config, workdir), workdir
 
@@ -207,7 +207,7 @@ def test_batch_that_does_not_divide():
     config = tiny.get_config()
     config.batch_size = 30
     with pytest.raises(ValueError, match=r'batch_size=30 must be a positive multiple of 4 \(mesh data=4\)'):
-        experiment(config, 10, 1500, jax.devices()[:4])
+        training_of(config, 10, 1500, jax.devices()[:4])
 
 
 @pytest.mark.aot

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from efficientnet_jax.training.experiment import experiment
-from efficientnet_jax.training.step import eval_step, train_step
+from efficientnet_jax.evaluation.inference import eval_step
+from efficientnet_jax.training.setup import training_of
+from efficientnet_jax.training.step import train_step
 from tests import tiny
 
 
@@ -17,16 +18,16 @@ def run():
     """The tiny net, its jitted step, and three states with the metrics between them."""
     config = tiny.get_config()
     config.batch_size = config.eval_batch_size = 8
-    exp = experiment(config, 10, 1500)
-    step = jax.jit(functools.partial(train_step, exp.module, exp.optimizer, exp.recipe))
+    setup = training_of(config, 10, 1500)
+    step = jax.jit(functools.partial(train_step, setup.module, setup.optimizer, setup.recipe))
     rng = np.random.default_rng(0)
     batch = {'image': rng.integers(0, 256, (8, 16, 16, 3), np.uint8), 'label': np.arange(8, dtype=np.int32)}
-    states, metrics = [jax.device_get(exp.init())], []
+    states, metrics = [jax.device_get(setup.init())], []
     for _ in range(2):
         state, measured = step(states[-1], batch)
         states.append(jax.device_get(state))
         metrics.append(jax.device_get(measured))
-    return exp, batch, states, metrics, step
+    return setup, batch, states, metrics, step
 
 
 def test_moving_average_covers_weights_and_statistics(run):
@@ -55,8 +56,8 @@ def test_the_step_is_compiled_once(run):
 
 
 def test_evaluation_ignores_what_is_masked(run):
-    exp, batch, states, _, _ = run
-    evaluate = jax.jit(functools.partial(eval_step, exp.module, exp.recipe))
+    setup, batch, states, _, _ = run
+    evaluate = setup.inference.jit(eval_step)
     mask = np.arange(8) < 5
     noise = {'image': np.where(mask[:, None, None, None], batch['image'], 255 - batch['image']), 'label': batch['label'], 'mask': mask}
     assert jax.device_get(evaluate(states[2].variables(), noise)) == jax.device_get(evaluate(states[2].variables(), batch | {'mask': mask}))

@@ -6,7 +6,7 @@ import pytest
 from configs import transfer
 from efficientnet_jax import architectures
 from efficientnet_jax.data.preprocess import LITE, Preprocess
-from efficientnet_jax.training.experiment import experiment
+from efficientnet_jax.training.setup import training_of
 from efficientnet_jax.weights.init_from import Start
 
 
@@ -23,10 +23,10 @@ def test_the_weights_decide_what_goes_into_the_network():
     """Not the config's own normalisation: Lite's weights on the default knobs are not normalised twice or wrongly."""
     config = transfer.get_config('cifar10,lite0')
     start = Start({'padding': 'same', 'bn_epsilon': 1e-3, 'activation': 'relu6'}, Preprocess(224, 32, 'bicubic', **LITE), 10, None, None)
-    exp = experiment(config, 10, train_examples=50_000, start=start)
-    assert exp.recipe.preprocess == exp.preprocess == Preprocess(224, 1.0, 'bicubic', **LITE)
-    assert exp.horizon.total_steps == 20_000
-    assert jax.eval_shape(exp._init).params['classifier']['kernel'].shape == (1280, 10)
+    setup = training_of(config, 10, train_examples=50_000, start=start)
+    assert setup.recipe.preprocess == setup.preprocess == Preprocess(224, 1.0, 'bicubic', **LITE)
+    assert setup.horizon.total_steps == 20_000
+    assert jax.eval_shape(setup._init).params['classifier']['kernel'].shape == (1280, 10)
 
 
 @pytest.mark.parametrize('argument', ['imagenet,b0', 'cifar10,b9', ''])

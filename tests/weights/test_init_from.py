@@ -13,8 +13,8 @@ from efficientnet_jax.data.preprocess import LITE, Preprocess
 from efficientnet_jax.evaluation.evaluate import evaluate
 from efficientnet_jax.evaluation.predict import predict
 from efficientnet_jax.training import optim
-from efficientnet_jax.training.experiment import experiment
 from efficientnet_jax.training.loop import train
+from efficientnet_jax.training.setup import training_of
 from efficientnet_jax.training.step import train_step
 from efficientnet_jax.weights.from_workdir import write_description
 from efficientnet_jax.weights.init_from import start
@@ -46,8 +46,8 @@ def config_of(pretrained, **knobs):
 
 def begin(config, num_classes):
     begun = start(config, None, num_classes, new_head=True)
-    exp = experiment(config, num_classes, 1500, devices=jax.devices()[:1], start=begun)
-    return exp, exp.init(begun.variables)
+    setup = training_of(config, num_classes, 1500, devices=jax.devices()[:1], start=begun)
+    return setup, setup.init(begun.variables)
 
 
 def test_the_head_is_replaced_only_when_the_classes_differ(pretrained):
@@ -55,8 +55,8 @@ def test_the_head_is_replaced_only_when_the_classes_differ(pretrained):
     _, same = begin(config_of(pretrained), 10)
     assert_same(loaded, jax.device_get(same.variables()))
     assert_same(loaded, jax.device_get(same.ema))
-    exp, other = begin(config_of(pretrained), 7)
-    assert other.params['classifier']['kernel'].shape == (32, 7) and exp.module.num_classes == 7
+    setup, other = begin(config_of(pretrained), 7)
+    assert other.params['classifier']['kernel'].shape == (32, 7) and setup.module.num_classes == 7
     backbone = {name: value for name, value in other.params.items() if name != 'classifier'}
     assert_same({name: value for name, value in loaded['params'].items() if name != 'classifier'}, jax.device_get(backbone))
     assert_same(loaded['batch_stats'], jax.device_get(other.batch_stats))
@@ -71,11 +71,11 @@ def test_a_run_killed_before_its_first_checkpoint_still_begins_with_the_weights(
 
 
 def test_flavour_and_preprocessing_are_those_of_the_weights(pretrained):
-    exp, _ = begin(config_of(pretrained, resolution=None, normalisation='imagenet', interpolation='bicubic'), 10)
-    assert (exp.module.architecture.padding, exp.module.architecture.bn_epsilon) == ('symmetric', 1e-5)
-    assert exp.preprocess == exp.recipe.preprocess == RECIPE
-    exp, _ = begin(config_of(pretrained, resolution=24, eval_crop_fraction=1.0), 10)
-    assert exp.preprocess == Preprocess(24, 1.0, 'bilinear', **LITE) and exp.module.architecture.resolution == 24
+    setup, _ = begin(config_of(pretrained, resolution=None, normalisation='imagenet', interpolation='bicubic'), 10)
+    assert (setup.module.architecture.padding, setup.module.architecture.bn_epsilon) == ('symmetric', 1e-5)
+    assert setup.preprocess == setup.recipe.preprocess == RECIPE
+    setup, _ = begin(config_of(pretrained, resolution=24, eval_crop_fraction=1.0), 10)
+    assert setup.preprocess == Preprocess(24, 1.0, 'bilinear', **LITE) and setup.module.architecture.resolution == 24
 
 
 @pytest.mark.parametrize(
@@ -84,10 +84,10 @@ def test_flavour_and_preprocessing_are_those_of_the_weights(pretrained):
 )
 def test_what_a_step_moves(pretrained, multiplier, freeze, moved):
     config = config_of(pretrained, backbone_lr_multiplier=multiplier, freeze_batch_norm=freeze, warmup_epochs=0.0)
-    exp, before = begin(config, 10)
+    setup, before = begin(config, 10)
     rng = np.random.default_rng(0)
     batch = {'image': rng.integers(0, 256, (8, 16, 16, 3)).astype(np.uint8), 'label': np.arange(8, dtype=np.int32)}
-    after, _ = jax.jit(functools.partial(train_step, exp.module, exp.optimizer, exp.recipe))(before, batch)
+    after, _ = jax.jit(functools.partial(train_step, setup.module, setup.optimizer, setup.recipe))(before, batch)
 
     def changed(old, new):
         return {path for path, value in flat(old).items() if not np.array_equal(value, flat(new)[path])}
@@ -118,7 +118,7 @@ def test_the_multiplier_scales_the_whole_update(pretrained):
 )
 def test_knobs_without_weights(knobs, message):
     with pytest.raises(ValueError, match=message):
-        experiment(config_of(None, **knobs), 10, 1500)
+        training_of(config_of(None, **knobs), 10, 1500)
 
 
 @pytest.fixture(scope='module')

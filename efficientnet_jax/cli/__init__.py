@@ -1,0 +1,1 @@
+"""The command line: flags, the config of a run, and which function a mode is."""

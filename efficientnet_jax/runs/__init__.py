@@ -1,0 +1,1 @@
+"""A run and its place: the workdir, the record, checkpoints, hosts and devices."""
