@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import NamedTuple
 
@@ -49,13 +50,11 @@ def restore(config, workdir: str | None, num_classes: int | None = None, best: b
     inference = inference_of(config, num_classes or start.num_classes, start, split=split)
     if not trained:
         return Restored(inference, {'eval': inference.put_variables(start.variables)}, 0, start.class_names)
-    checkpoints = Checkpoints(directory, read_only=True)
     # Weights alone: the optimizer's state depends on settings that this mode does not need to repeat, such as frozen layers.
-    take = checkpoints.restore_best_weights if best else checkpoints.restore_latest_weights
-    saved, step = take(inference.abstract_variables())
-    checkpoints.close()
-    if saved is None:
-        raise UserError(f'workdir={workdir} has no complete checkpoint; train there first, or give the --workdir of a training run.')
+    with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints:
+        if not checkpoints.steps():
+            raise UserError(f'workdir={workdir} has no complete checkpoint; train there first, or give the --workdir of a training run.')
+        saved, step = checkpoints.restore_readable_weights(inference.abstract_variables(), best)
     weights = {'eval': {name: saved[name] for name in ('params', 'batch_stats')}}
     if saved.get('ema') is not None:
         weights['eval_ema'] = saved['ema']

@@ -60,10 +60,11 @@ class Checkpoints:
         """Starts writing in the background. A step that is there is not written again: it would have the same bits.
 
         top1: its score, where it was evaluated before. Raises StorageError when the save before failed, with its step, or when the
-        directory is gone; complete checkpoints stay.
+        directory is gone; complete checkpoints stay. Raises NotFiniteState, with nothing written, for a state with NaN or infinities.
         """
         self.wait()
         if step not in self._steps(gone=f', so step {step} cannot be saved'):
+            integrity.check_finite(state)
             arrays = integrity.bit_sums(state)
             try:
                 args = ocp.args.Composite(**{checkpoint_reader.ITEM: ocp.args.StandardSave(state)})
@@ -80,6 +81,11 @@ class Checkpoints:
         """Records an evaluation of a saved step, or of the one that is being saved. Raises StorageError when it cannot be written."""
         self._scores[step] = float(top1)
         self._keep_scores({*self.steps(), step, self._saving})
+
+    def check(self) -> None:
+        """Raises StorageError, with its step, when the background save has failed already; returns at once."""
+        if self._thread is not None and self._error is not None:
+            self.wait()
 
     def wait(self) -> None:
         """Returns when the checkpoint that is being written is complete and on the disk. Raises StorageError, with its step, when it failed."""
@@ -127,14 +133,16 @@ class Checkpoints:
         """The weights of `step`, as checkpoint_reader.restore_weights."""
         return checkpoint_reader.restore_weights(self._path(step), abstract_weights)
 
-    def restore_latest_weights(self, abstract_weights=None) -> tuple[dict[str, Any] | None, int]:
-        """(weights, step) of the newest intact checkpoint, as `restore_weights` and `restore_latest`."""
-        return self._first_intact(self.steps()[::-1], lambda step: self.restore_weights(step, abstract_weights))
+    def restore_readable_weights(self, abstract_weights=None, best: bool = False) -> tuple[dict[str, Any], int]:
+        """(weights, step) of the newest intact checkpoint, or of the best as `best_step` ranks them; a warning names each damaged one.
 
-    def restore_best_weights(self, abstract_weights=None) -> tuple[dict[str, Any] | None, int]:
-        """(weights, step) of the best intact checkpoint, as `best_step` ranks them."""
-        ranked = checkpoint_scores.ranked(self.steps(), self._scores)
-        return self._first_intact(ranked, lambda step: self.restore_weights(step, abstract_weights))
+        Raises as restore_weights, and StorageError where none is intact or there is none.
+        """
+        steps = checkpoint_scores.ranked(self.steps(), self._scores) if best else self.steps()[::-1]
+        weights, step = self._first_intact(steps, lambda step: self.restore_weights(step, abstract_weights))
+        if weights is None:
+            raise StorageError(f'{self.directory} has no complete checkpoint; train there first.')
+        return weights, step
 
     def discard_after(self, step: int) -> None:
         """Removes all newer checkpoints and their scores; returns when that is on the disk. For a rollback, before training goes on."""
@@ -233,7 +241,7 @@ class Checkpoints:
 
     def _keep_scores(self, steps) -> None:
         self._scores = {step: top1 for step, top1 in self._scores.items() if step in steps}
-        on_first(lambda: self._change(lambda folder: checkpoint_scores.write(folder, self._scores), self._folder))
+        on_first(lambda: checkpoint_scores.write(self._folder, self._scores))
 
     def _read_scores(self) -> dict[str, float]:
         try:

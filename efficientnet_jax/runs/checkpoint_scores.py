@@ -8,7 +8,7 @@ import pathlib
 
 from absl import logging
 
-from efficientnet_jax.runs import durable
+from efficientnet_jax.runs import storage
 
 FILE = 'scores.json'
 
@@ -31,8 +31,8 @@ def read(folder: pathlib.Path) -> dict[int, float]:
 
 
 def write(folder: pathlib.Path, scores: dict[int, float]) -> None:
-    """Replaces the file, atomically and durably. Raises OSError."""
-    durable.write(folder / FILE, json.dumps({str(step): scores[step] for step in sorted(scores)}, indent=1) + '\n')
+    """Replaces the file, atomically and durably. Raises StorageError."""
+    storage.write_json(str(folder / FILE), {str(step): scores[step] for step in sorted(scores)})
 
 
 def ranked(steps: list[int], scores: dict[int, float]) -> list[int]:

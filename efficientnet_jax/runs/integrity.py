@@ -11,17 +11,22 @@ import json
 import os
 import pathlib
 import zlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from efficientnet_jax.errors import StorageError
-from efficientnet_jax.runs import durable
+from efficientnet_jax.errors import NotFinite, StorageError
+from efficientnet_jax.runs import storage
+from efficientnet_jax.runs.hosts import everywhere
 
 CONTENTS = 'contents.json'
 CHUNK_BYTES = 1 << 20
+
+
+class NotFiniteState(NotFinite):
+    """A state that must not be saved: an update has left NaN or infinities in it."""
 
 
 class Contents(NamedTuple):
@@ -38,8 +43,8 @@ def seal(folder: pathlib.Path, arrays: dict[str, int]) -> None:
         for name in names:
             file = pathlib.Path(path, name)
             files[str(file.relative_to(folder))] = checksum(file, sync=True)
-        durable.sync_folder(pathlib.Path(path))
-    durable.write(folder / CONTENTS, json.dumps({'arrays': arrays, 'files': dict(sorted(files.items()))}, indent=1) + '\n')
+        storage.sync_folder(path)
+    storage.write_json(str(folder / CONTENTS), {'arrays': arrays, 'files': dict(sorted(files.items()))})
 
 
 def read_contents(folder: pathlib.Path) -> Contents:
@@ -101,6 +106,22 @@ def checksum(path: pathlib.Path, sync: bool = False) -> list[int]:
     return [size, crc]
 
 
+def check_finite(tree) -> None:
+    """Raises NotFiniteState naming arrays with NaN or infinities, on every host. All hosts call it."""
+    bad = [
+        array_name(path)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+        if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating) and not all(np.isfinite(piece).all() for piece in _pieces(leaf))
+    ]
+    if not everywhere(not bad):
+        raise NotFiniteState(f'{len(bad)} arrays hold NaN or infinities: {", ".join(bad[:4]) or "those on another host"}')
+
+
+def _pieces(leaf) -> list[Any]:
+    """The parts of an array that are on this host, each counted once over all devices and hosts."""
+    return [shard.data for shard in leaf.addressable_shards if shard.replica_id == 0] if isinstance(leaf, jax.Array) else [leaf]
+
+
 def bit_sums(tree) -> dict[str, int]:
     """{'params/stem/conv/kernel': sum of its 32-bit words modulo 2^64, ...}, the same on all hosts and for every sharding.
 
@@ -110,9 +131,7 @@ def bit_sums(tree) -> dict[str, int]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     sums = np.zeros(len(leaves), np.uint64)
     for i, (_, leaf) in enumerate(leaves):
-        # Each piece of an array is counted once over all devices and hosts.
-        pieces = [shard.data for shard in leaf.addressable_shards if shard.replica_id == 0] if isinstance(leaf, jax.Array) else [leaf]
-        for piece in pieces:
+        for piece in _pieces(leaf):
             raw = np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
             words = raw.view(np.uint32) if raw.size % 4 == 0 else raw
             sums[i] += np.sum(words, dtype=np.uint64)

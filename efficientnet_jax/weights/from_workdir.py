@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -33,17 +34,15 @@ def read_description(workdir: str | None) -> dict[str, Any] | None:
 def arrays(path: str) -> tuple[dict[str, np.ndarray], str]:
     """({'params/stem/kernel': ...}, workdir) of the best checkpoint of a workdir, or of the checkpoint WORKDIR/checkpoints/STEP.
 
-    The moving average where there is one. Raises UserError without a complete checkpoint, StorageError when none is intact, checkpoint_reader.Damaged for
-    a STEP that is not.
+    The moving average where there is one. Raises UserError without a complete checkpoint, checkpoint.Damaged when its bits changed.
     """
     path = os.path.abspath(path)
     inside = os.path.isdir(os.path.join(path, 'checkpoints'))
     directory = os.path.join(path, 'checkpoints') if inside else os.path.dirname(path)
-    checkpoints = Checkpoints(directory, read_only=True)
-    saved = checkpoints.restore_best_weights()[0] if inside else checkpoints.restore_weights(int(os.path.basename(path)))
-    checkpoints.close()
-    if saved is None:
-        raise UserError(f'{path} has no complete checkpoint yet; train on, or name another workdir.')
+    with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints:
+        if inside and not checkpoints.steps():
+            raise UserError(f'{path} has no complete checkpoint yet; train on, or name another workdir.')
+        saved = checkpoints.restore_readable_weights(best=True)[0] if inside else checkpoints.restore_weights(int(os.path.basename(path)))
     chosen = saved.get('ema', saved)
     leaves = jax.tree_util.tree_flatten_with_path(chosen)[0]
     return {'/'.join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}, os.path.dirname(directory)

@@ -77,7 +77,10 @@ def newest(directory, **options):
 def test_nothing_there(tmp_path):
     assert newest(tmp_path / 'c') == (None, 0)
     reader = Checkpoints(str(tmp_path / 'd'), read_only=True)
-    assert reader.restore_latest_weights() == (None, 0) and reader.best_step() is None and not (tmp_path / 'd').exists()
+    assert reader.steps() == [] and reader.best_step() is None
+    with pytest.raises(StorageError, match='/d has no complete checkpoint; train there first'):
+        reader.restore_readable_weights()
+    assert not (tmp_path / 'd').exists()
 
 
 def test_another_process_restores_every_bit(tmp_path):
@@ -127,6 +130,16 @@ def test_damaged_scores_are_named_and_count_as_none(tmp_path, content, warnings_
     assert [text for text in warnings_seen if f'{tmp_path}/scores.json is damaged' in text]
     checkpoints.score(1, 0.6)
     assert Checkpoints(str(tmp_path), read_only=True).best_step() == 1
+
+
+def test_a_state_with_nan_is_not_saved(tmp_path):
+    saved(tmp_path, [1])
+    bad = state(2)
+    bad['params']['classifier']['bias'] = bad['params']['classifier']['bias'].at[3].set(jnp.inf)
+    checkpoints = Checkpoints(str(tmp_path))
+    with pytest.raises(integrity.NotFiniteState, match='1 arrays hold NaN or infinities: params/classifier/bias'):
+        checkpoints.save(2, bad)
+    assert checkpoints.steps() == [1]
 
 
 def listed(directory):
@@ -277,15 +290,15 @@ def test_who_only_reads_falls_back_and_moves_nothing(tmp_path, damage, warnings_
     before = listed(tmp_path)
     reader = Checkpoints(str(tmp_path), read_only=True)
     assert reader.restore_latest(abstract(state()))[1] == 2
-    assert reader.restore_latest_weights()[1] == 2
-    weights, step = reader.restore_best_weights()
+    assert reader.restore_readable_weights()[1] == 2
+    weights, step = reader.restore_readable_weights(best=True)
     assert step == 1 and same(weights, {name: state(1)[name] for name in weights})
     assert listed(tmp_path) == before
     assert len(warnings_seen) == 3 and all(f'{tmp_path}/3 is damaged' in text and 'The next one is used' in text for text in warnings_seen)
     for step in (1, 2):
         damage(tmp_path / str(step))
     with pytest.raises(StorageError, match=r'None of the checkpoints in .* can be read: 3, 1, 2\.'):
-        reader.restore_best_weights()
+        reader.restore_readable_weights(best=True)
 
 
 def test_weights_are_restored_without_the_optimizer(tmp_path):
@@ -441,7 +454,8 @@ def full_disk():
     return limited
 
 
-def test_disk_full_leaves_the_earlier_ones_readable_and_is_told_with_its_step(tmp_path, full_disk):
+@pytest.mark.parametrize('tell', [lambda c: c.save(3, state(3)), lambda c: c.check(), lambda c: c.close()], ids=['save', 'check', 'close'])
+def test_disk_full_leaves_the_earlier_ones_readable_and_is_told_with_its_step(tmp_path, full_disk, tell):
     saved(tmp_path, [1])
     checkpoints = Checkpoints(str(tmp_path))
     with full_disk():
@@ -449,10 +463,9 @@ def test_disk_full_leaves_the_earlier_ones_readable_and_is_told_with_its_step(tm
         checkpoints._thread.join()  # in the background: nothing is said yet
     message = r'The checkpoint of step 2 could not be written to .*File too large.*Complete checkpoints there: 1\. Free some space'
     with pytest.raises(StorageError, match=message):
-        checkpoints.save(3, state(3))  # the next call tells it, with the step that failed
+        tell(checkpoints)  # the next call, whatever it is, with the step that failed
     assert sorted(os.listdir(tmp_path)) == ['1']
-    checkpoints.save(3, state(3))
-    checkpoints.close()
+    saved(tmp_path, [3])
     restored, step = newest(tmp_path)
     assert step == 3 and same(restored, state(3))
 
