@@ -70,7 +70,7 @@ def setup_of(config):
 
 
 def train_step(config, folder):
-    """The update that train compiles, and where its state lies."""
+    """The update that train compiles."""
     setup = setup_of(config)
     side = setup.preprocess.resolution
     batch = {
@@ -78,7 +78,13 @@ def train_step(config, folder):
         'label': jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
     }
     update = functools.partial(step.train_step, setup.module, setup.optimizer, setup.recipe)
-    return jaxpr(update, setup.abstract_state(), batch), str(setup.state_shardings()), dict(setup.mesh.shape)
+    return jaxpr(update, jax.eval_shape(setup._init), batch)
+
+
+def placement(config, folder):
+    """Where the state lies on the devices."""
+    setup = setup_of(config)
+    return dict(setup.mesh.shape), str(setup.state_shardings())
 
 
 def initial_state(config, folder):
@@ -129,7 +135,6 @@ def training(config, folder):
         return loop.state_scorer(setup, source, config)
 
     checkpoints = mock.Mock(restore_latest=lambda state: (None, 0))
-    pretrained = mock.Mock(side_effect=lambda *arguments: seen.update(weights=str(arguments)))
     with contextlib.ExitStack() as patches:
         patch = lambda *arguments, **named: patches.enter_context(mock.patch.object(*arguments, **named))  # noqa: E731
         patch(loop, 'Checkpoints', lambda folder, *keep: seen.update(keep=keep) or checkpoints)
@@ -137,8 +142,8 @@ def training(config, folder):
         patch(loop, 'steps', side_effect=lambda *arguments: steps(*arguments) or _end())
         patch(loop.sources, 'open_source', wraps=lambda *arguments: seen.setdefault('opened', []).append(arguments) or opened(*arguments))
         patch(pipeline, 'train_batches', side_effect=lambda source, **named: seen.update(max_corrupt=named['max_corrupt']) or _end())
-        patch(init_from, 'load', pretrained)
-        with contextlib.suppress(Seen, AttributeError if config.init_from else Seen):
+        patch(init_from, 'load', side_effect=lambda *arguments: seen.update(weights=arguments) or _end())
+        with contextlib.suppress(Seen):
             loop.train(config, str(folder), build=build, evaluate=evaluate)
     return seen
 

@@ -25,11 +25,12 @@ SEARCHED = {'plan.search': True}
 SUPERNET = {'search.ops': ('mbconv',), 'search.evaluation': 'supernet', 'steps': None}
 CALIBRATED = {'export.formats': ('stablehlo', 'tflite_int8'), 'export.int8_same_top1': 0.0, 'export.tolerance': 1.0}
 
-GROUPS = {name.partition('.')[0] for name in options.OPTIONS if '.' in name}
+# Groups that an option could be added to and forgotten; augment is built as a whole and refuses what it does not know.
+GROUPS = {name.partition('.')[0] for name in options.OPTIONS if '.' in name} - {'augment'}
 
 # {option: (what shows it, options beside it, another value than it has there)}
 ALIVE = {
-    'model': ('train_step', {}, 'mnasnet_small'),
+    'model': ('train_step', {'stages': ((1, 3, 1, 1, 8),)}, 'mobilenet_v2'),
     'depth': ('train_step', {}, 2.0),
     'width': ('train_step', {}, 2.0),
     'stages': ('train_step', {}, ((1, 3, 1, 1, 8),)),
@@ -93,9 +94,9 @@ ALIVE = {
     'keep_best': ('training', {}, 5),
     'log_every_steps': ('events', {}, 3),
     'nan_rollbacks': ('training', {}, 3),
-    'mesh.data': ('train_step', {}, 2),
-    'mesh.spatial': ('train_step', {}, 2),
-    'mesh.shard_state': ('train_step', {}, True),
+    'mesh.data': ('placement', {}, 2),
+    'mesh.spatial': ('placement', {}, 2),
+    'mesh.shard_state': ('placement', {}, True),
     'export.formats': ('exported', {'export.tolerance': 1.0}, ('tflite',)),
     'export.pixels': ('exported', {'export.tolerance': 1.0}, True),
     'export.images': ('exported', {'export.tolerance': 1.0}, 'absent.jpg'),
@@ -223,6 +224,6 @@ def test_an_option_does_something(name, seen):
 
 @pytest.mark.parametrize('observer', {observer: beside for observer, beside, _ in ALIVE.values()})
 def test_an_option_that_nobody_reads_is_found(observer, seen):
-    """A made-up option in the config and each of its groups changes nothing that is shown: it would fail the test above."""
+    """A made-up option in the config and in each group changes nothing that is shown: it would fail the test above."""
     beside = next(beside for name, beside, _ in ALIVE.values() if name == observer)
     assert seen(observer, beside, fake=True) == seen(observer, beside)
