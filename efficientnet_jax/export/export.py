@@ -124,7 +124,7 @@ def some_images(config, split: str, preprocess, count: int) -> np.ndarray:
         source = sources.open_source(config.dataset, split, config.data_dir)
         indices = spread(range(len(source)), count)
         encoded = [(source.describe(i), image) for i, image in zip(indices, source.read(indices)[0], strict=True)]
-    return np.stack([preprocess.to_uint8(image, name) for name, image in encoded])
+    return np.stack([preprocess.to_uint8(image, name, config.max_pixels) for name, image in encoded])
 
 
 def spread(items, count: int) -> list:

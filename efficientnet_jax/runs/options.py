@@ -67,6 +67,7 @@ OPTIONS: dict[str, Option] = {
     'augment.cutmix': real(0, most=1e4, above=True, optional=True),
     'augment.erase': real(0, 1, optional=True),
     'max_corrupt': whole(0),
+    'max_pixels': whole(1),
     'cache': FLAG,
     'batch_size': whole(1, unit='images', most=2**24),
     'epochs': EPOCHS,

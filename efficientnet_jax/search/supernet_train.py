@@ -113,7 +113,7 @@ class Evaluator:
         source = sources.open_source(config.dataset, config.eval_split, config.data_dir)
         batches = pipeline.eval_batches(
             source, batch_size=config.eval_batch_size, preprocess=setup.preprocess, max_corrupt=config.max_corrupt,
-            process_index=jax.process_index(), process_count=jax.process_count(),
+            max_pixels=config.max_pixels, process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
         self._holdout = [put(setup.mesh, batch) for batch in batches]
         everywhere = replicated(setup.mesh)
