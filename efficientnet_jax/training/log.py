@@ -39,13 +39,13 @@ class TrainLog:
         self._window.append(metrics)
         self.meter.step()
 
-    def first_bad(self, step: int) -> tuple[int, dict[str, float]] | None:
-        """(step, metrics) of the first update since the last line whose loss or gradients are NaN or infinite. step: the newest."""
+    def first_bad(self, step: int) -> tuple[int, str] | None:
+        """(step, what is wrong) of the first update since the last line whose loss or gradients are NaN or infinite. step: the newest."""
         self._window = [{name: float(value) for name, value in jax.device_get(metrics).items()} for metrics in self._window]
         first = step - len(self._window) + 1
         for i, metrics in enumerate(self._window):
             if not (math.isfinite(metrics['loss']) and math.isfinite(metrics['grad_norm'])):
-                return first + i, metrics
+                return first + i, f'loss={metrics["loss"]}, grad_norm={metrics["grad_norm"]}'
         return None
 
     def write_line(self, step: int, waited: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -38,12 +39,10 @@ def arrays(path: str) -> tuple[dict[str, np.ndarray], str]:
     path = os.path.abspath(path)
     inside = os.path.isdir(os.path.join(path, 'checkpoints'))
     directory = os.path.join(path, 'checkpoints') if inside else os.path.dirname(path)
-    checkpoints = Checkpoints(directory, read_only=True)
-    step = checkpoints.best_step() if inside else int(os.path.basename(path))
-    if step is None:
-        raise UserError(f'{path} has no complete checkpoint yet; train on, or name another workdir.')
-    saved = checkpoints.restore_weights(step)
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints:
+        if inside and not checkpoints.steps():
+            raise UserError(f'{path} has no complete checkpoint yet; train on, or name another workdir.')
+        saved = checkpoints.restore_readable_weights(best=True)[0] if inside else checkpoints.restore_weights(int(os.path.basename(path)))
     chosen = saved.get('ema', saved)
     leaves = jax.tree_util.tree_flatten_with_path(chosen)[0]
     return {'/'.join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}, os.path.dirname(directory)

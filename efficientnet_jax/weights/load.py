@@ -39,7 +39,7 @@ def load(
     num_classes: the number of classes that the file must have; None: whatever it has.
     classifier: False drops the file's classifier, if it has one: variables then lack params/classifier. num_classes sets the module's.
     Raises FileNotFoundError, or UserError: Mismatch with the diff, Refused for a file that would run code,
-      plain for a damaged or unknown one; checkpoint.Damaged, an OSError, for a damaged workdir.
+      plain for a damaged or unknown one; StorageError for a damaged workdir.
     Nothing is returned unless all arrays of the file and all variables of the model match.
     """
     architecture = architectures.get(name_or_architecture) if isinstance(name_or_architecture, str) else name_or_architecture
