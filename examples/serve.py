@@ -28,11 +28,6 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from efficientnet_jax.runs import library_logs
-
-library_logs.libraries()
-
-import jax
 import numpy as np
 import uvicorn
 from starlette.applications import Starlette
@@ -43,7 +38,7 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from efficientnet_jax.data import formats
-from efficientnet_jax.weights import description
+from efficientnet_jax.runs import library_logs
 from examples.decoding import Decoder, Limits, Refused
 
 MAX_BYTES = 10 << 20  # of a request's body
@@ -63,6 +58,10 @@ def load(directory: str):
 
     Raises OSError when the folder lacks model.json or model.stablehlo, UserError when another version wrote them.
     """
+    import jax
+
+    from efficientnet_jax.weights import description
+
     folder = pathlib.Path(directory)
     content = json.loads((folder / 'model.json').read_text())
     _, num_classes, preprocess, names = description.parse(content, str(folder / 'model.json'))
@@ -262,6 +261,7 @@ def main():
     parser.add_argument('--workers', type=int, default=2, help='images decoded at once')
     parser.add_argument('--max-pixels', type=int, default=Limits().max_pixels, help='of an image; each takes up to 20 bytes of memory')
     args = parser.parse_args()
+    library_logs.libraries()
     logging.basicConfig(format='%(asctime)s %(name)s: %(message)s')
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
