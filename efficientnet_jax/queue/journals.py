@@ -5,6 +5,7 @@ A journal is one JSON record a line, the first of which makes a study (optuna/st
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -34,10 +35,33 @@ def open_journal(path: str):
         raise StorageError(f'{storage} cannot be written ({reason}); choose another path.') from error
     from optuna.storages.journal import JournalFileBackend, JournalStorage
 
+    with reading(f'journal:{path}'):
+        opened = JournalStorage(JournalFileBackend(path, _lock(path)))
+        check_last_line(path)
+    return opened
+
+
+@contextlib.contextmanager
+def reading(storage: str):
+    """Within it, whatever Optuna and the queue make of records that no writer wrote is a UserError; other storages keep their errors."""
     try:
-        return JournalStorage(JournalFileBackend(path, _lock(path)))
-    except Exception as error:  # whatever its reader makes of bytes that no writer wrote
-        raise UserError(damaged(path, error)) from error
+        yield
+    except (UserError, StorageError):
+        raise
+    except Exception as error:
+        if not storage.startswith('journal:'):
+            raise
+        raise UserError(damaged(storage.removeprefix('journal:'), error)) from error
+
+
+def check_last_line(path: str) -> None:
+    """Raises ValueError where the last whole line is no record: Optuna takes it for one that is being written."""
+    last = b'{"op_code":0}\n'
+    with open(path, 'rb') as file:
+        for line in file:
+            if line.endswith(b'\n'):
+                last = line
+    json.loads(last)
 
 
 def check_is_journal(path: str) -> None:

@@ -256,6 +256,26 @@ def test_a_last_line_without_its_end_is_kept_where_it_is_whole(journal, tmp_path
     assert len(queue.points()) == 6 and len(open_queue(journal).results()) == 1
 
 
+def test_a_damaged_last_line_is_refused_before_the_next_is_written(journal, tmp_path):
+    open_queue(journal).add(POINTS)
+    file = tmp_path / 'trials.journal'
+    damaged = file.read_bytes()[:-9] + b'\n'
+    file.write_bytes(damaged)
+    with pytest.raises(UserError, match=r'trials.journal is damaged in line \d+ \(JSONDecodeError'):
+        open_queue(journal)
+    assert file.read_bytes() == damaged
+
+
+def test_records_that_are_json_and_nonsense_are_refused(journal, tmp_path):
+    queue = open_queue(journal)
+    queue.add(POINTS)
+    queue.claim().complete(1.0)
+    file = tmp_path / 'trials.journal'
+    file.write_text(file.read_text().replace('"datetime_start"', '"datetime_star"'))
+    with pytest.raises(UserError, match=r'trials.journal is damaged \(\w+Error: '):
+        open_queue(journal)
+
+
 def test_a_journal_must_be_a_file(tmp_path):
     os.mkfifo(tmp_path / 'pipe')
     for name in ('pipe', ''):
