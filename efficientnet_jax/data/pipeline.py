@@ -62,21 +62,9 @@ def train_batches(
         pixels = crops.train_image(encoded, header, draws['seed'], resolution, interpolation, augment)
         return host.apply(pixels, draws['ops']) if augment.policy is not None and augment.on == 'host' else pixels
 
-    size, keep = batch_size // process_count, policies.left_to_device(augment)
-    return Batches(
-        source,
-        plan,
-        image,
-        start_step,
-        None,
-        size,
-        max_corrupt,
-        read_threads,
-        decode_threads,
-        masked=False,
-        keep=keep,
-        max_pixels=max_pixels,
-    )
+    layout = {'masked': False, 'keep': policies.left_to_device(augment), 'max_pixels': max_pixels}
+    size = batch_size // process_count
+    return Batches(source, plan, image, start_step, None, size, max_corrupt, read_threads, decode_threads, **layout)
 
 
 def eval_batches(
