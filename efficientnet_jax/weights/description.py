@@ -42,10 +42,11 @@ class Range(NamedTuple):
 
 
 FILTERS = Range(int, 1, 65536)
+RESOLUTION = Range(int, 1, 8192)
 ARCHITECTURE = {
     'width': Range(float, 0.01, 16),
     'depth': Range(float, 0.01, 16),
-    'resolution': Range(int, 1, 8192),
+    'resolution': RESOLUTION,
     'dropout': Range(float, 0, 0.999),
     'drop_path': Range(float, 0, 0.999),
     'activation': tuple(ACTIVATIONS),
@@ -125,12 +126,13 @@ def _preprocess(fields: dict[str, Any]) -> Preprocess:
         if name in ('mean', 'std'):
             if not isinstance(values, list) or not all(Range(float, -1e6, 1e6).holds(value) for value in values):
                 raise _wrong(name, values, 'three numbers')
-        elif name == 'resolution' and not ARCHITECTURE['resolution'].holds(values):
-            raise _wrong(name, values, ARCHITECTURE['resolution'])
+        elif name == 'resolution' and not RESOLUTION.holds(values):
+            raise _wrong(name, values, RESOLUTION)
         elif name == 'crop' and type(values) is int and values > 8192:
             raise _wrong(name, values, 'at most 8192 pixels')
     # JSON has lists where the record has tuples.
-    return Preprocess(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+    record: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return Preprocess(**record)
 
 
 def _is_name(value: Any) -> bool:

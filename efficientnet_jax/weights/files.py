@@ -72,8 +72,8 @@ def _bytes(path: str) -> bytes:
         raise NotThere(f'{path} is not there. Weights can be {READABLE}.') from error
     except StorageError:
         raise
-    except OSError as error:
-        raise StorageError(f'{path} cannot be read ({error.strerror}).') from error
+    except Exception as error:  # no permission, a disk that fails, no memory for it
+        raise StorageError(f'{path} cannot be read ({getattr(error, "strerror", None) or type(error).__name__}).') from error
 
 
 def _content(data: bytes, where: str) -> File:

@@ -20,6 +20,7 @@ MAX_ARRAYS = 50_000  # also members of a zip and objects of an HDF5 file
 MAX_HEADER_BYTES = 16 << 20  # JSON of .safetensors, pickle of .pth
 MAX_NAME = 512  # characters
 FLOOR_BYTES = 64 << 20  # arrays may take this much whatever the file's size
+CENTRAL_ENTRY = b'PK\x01\x02'  # begins each entry of a zip's list of members
 EXPANSION = 16  # and this many times the file's size: compressed weights take at least a fifth of their arrays
 
 
@@ -68,7 +69,7 @@ def check_arrays(arrays: dict[str, np.ndarray], present: int, where: str) -> Non
 
 def open_zip(data: bytes, where: str) -> zipfile.ZipFile:
     """A zip with a bounded number of members, stored or deflated. Raises Refused, and what zipfile raises for a damaged one."""
-    check_count(data.count(zipfile.stringCentralDir), 'members', where)  # before the list of them is made
+    check_count(data.count(CENTRAL_ENTRY), 'members', where)  # before the list of them is made
     archive = zipfile.ZipFile(io.BytesIO(data))
     for info in archive.infolist():
         # LZMA takes memory by a number in the file.
