@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import NamedTuple
 
@@ -49,13 +50,11 @@ def restore(config, workdir: str | None, num_classes: int | None = None, best: b
     inference = inference_of(config, num_classes or start.num_classes, start, split=split)
     if not trained:
         return Restored(inference, {'eval': inference.put_variables(start.variables)}, 0, start.class_names)
-    checkpoints = Checkpoints(directory, read_only=True)
-    step = checkpoints.best_step() if best else (checkpoints.steps() or [None])[-1]
-    if step is None:
-        raise UserError(f'workdir={workdir} has no complete checkpoint; train there first, or give the --workdir of a training run.')
     # Weights alone: the optimizer's state depends on settings that this mode does not need to repeat, such as frozen layers.
-    saved = checkpoints.restore_weights(step, inference.abstract_variables())
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints:
+        if not checkpoints.steps():
+            raise UserError(f'workdir={workdir} has no complete checkpoint; train there first, or give the --workdir of a training run.')
+        saved, step = checkpoints.restore_readable_weights(inference.abstract_variables(), best)
     weights = {'eval': {name: saved[name] for name in ('params', 'batch_stats')}}
     if saved.get('ema') is not None:
         weights['eval_ema'] = saved['ema']

@@ -24,6 +24,7 @@ from efficientnet_jax.reporting.pictures import contact_sheet, draw_curves, shor
 from efficientnet_jax.reporting.progress import Progress, Startup, clock
 from efficientnet_jax.runs import hosts, record
 from efficientnet_jax.runs.checkpoint import Checkpoints
+from efficientnet_jax.runs.integrity import NotFiniteState
 from efficientnet_jax.runs.mesh import replicated
 from efficientnet_jax.training.log import TrainLog
 from efficientnet_jax.training.rollback import roll_back
@@ -118,15 +119,13 @@ def steps(run: Run, state: TrainState, step: int) -> tuple[TrainState, Scores]:
             stopping = run.stop.asked()
         due, late = schedule.at(step), False
         if (due.log or stopping) and (bad := run.log.first_bad(step)):
-            state, step = roll_back(run.checkpoints, run.setup.abstract_state(), state, *bad, back_to, run.nan_rollbacks)
-            run.progress.say(f'NaN or Inf at step {bad[0]}: back to step {step}, and past the bad batch; rollback {int(state.rollbacks)}.')
-            run.log.rewind(step)
-            run.stream.start(step + int(state.skipped))
+            state, step = go_back(run, state, *bad, back_to)
             back_to = step
-            if not stopping:
-                continue
-            raise stopped(run, step)
+            if stopping:
+                raise stopped(run, step)
+            continue
         if due.log or stopping:
+            run.checkpoints.check()
             run.log.write_line(step, run.stream.waited())
         scores = None
         if due.evaluate and not stopping:
@@ -136,12 +135,25 @@ def steps(run: Run, state: TrainState, step: int) -> tuple[TrainState, Scores]:
             stopping = scores is None
         if due.save or stopping:
             run.log.flush()
-            run.checkpoints.save(step, state, None if scores is None else best_score(scores))
+            try:
+                run.checkpoints.save(step, state, None if scores is None else best_score(scores))
+            except NotFiniteState as error:
+                state, step = go_back(run, state, step, str(error), back_to)
+                back_to = step
         if stopping:
             raise stopped(run, step)
     if scores is None:  # everything was trained and evaluated before, but the run ended before its result was written
         scores = run.score(state)
     return state, scores
+
+
+def go_back(run: Run, state: TrainState, bad_step: int, what: str, last: int | None) -> tuple[TrainState, int]:
+    """As roll_back, with the metrics and the stream taken back too."""
+    state, step = roll_back(run.checkpoints, run.setup.abstract_state(), state, bad_step, what, last, run.nan_rollbacks)
+    run.progress.say(f'NaN or Inf at step {bad_step}: back to step {step}, and past the bad batch; rollback {int(state.rollbacks)}.')
+    run.log.rewind(step)
+    run.stream.start(step + int(state.skipped))
+    return state, step
 
 
 def one_update(run: Run, state: TrainState, step: int) -> TrainState:

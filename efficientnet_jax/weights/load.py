@@ -41,7 +41,7 @@ def load(
     classifier: False drops the file's classifier, if it has one: variables then lack params/classifier. num_classes sets the module's.
     allow_not_finite: True takes NaN, infinities and negative variances, which are refused otherwise.
     Raises StorageError (NotThere where nothing is), or UserError: Mismatch with the diff, Refused for a file that asks for code, other
-      files or far more memory than its size (limits.py), plain for a damaged or unknown one; checkpoint.Damaged for a damaged workdir.
+      files or far more memory than its size (limits.py), plain for a damaged or unknown one; StorageError for a damaged workdir.
     Nothing is returned unless all arrays of the file and all variables of the model match.
     """
     architecture = architectures.get(name_or_architecture) if isinstance(name_or_architecture, str) else name_or_architecture
