@@ -58,7 +58,7 @@ def fine(error: Exception, path: str) -> bool:
     """A UserError or StorageError of one line that names the file."""
     from efficientnet_jax.errors import StorageError, UserError
 
-    return isinstance(error, UserError | StorageError) and path in str(error) and '\n' not in str(error)
+    return isinstance(error, UserError | StorageError) and path in str(error) and str(error).isprintable()
 
 
 def _written(folder, seed, content):

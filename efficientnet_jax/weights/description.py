@@ -14,6 +14,7 @@ from efficientnet_jax.architectures import Architecture, Stage, stages
 from efficientnet_jax.data.preprocess import Preprocess
 from efficientnet_jax.errors import UserError
 from efficientnet_jax.models.batch_norm import ACTIVATIONS
+from efficientnet_jax.weights.limits import printable
 
 VERSION = 1
 MAX_CLASSES = 1_000_000
@@ -80,9 +81,9 @@ def parse(content: Any, where: str) -> tuple[Architecture, int, Preprocess | Non
     try:
         return _parsed(content)
     except UserError as error:
-        raise UserError(f'{where}: its description is wrong: {error}') from error
+        raise UserError(f'{where}: its description is wrong: {printable(error, 500)}') from error
     except Exception as error:
-        text = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
+        text = f'{type(error).__name__}: {printable(error)}'
         raise UserError(f'{where} was described by another version of this project ({text}); use the version that wrote it.') from error
 
 

@@ -203,5 +203,5 @@ def _remote(path):
     except (UserError, StorageError):
         raise
     except Exception as error:  # the file systems raise their own kinds
-        raise StorageError(f'{path} cannot be read: {" ".join(str(error).split())[:300]}') from error
+        raise StorageError(f'{path} cannot be read: {limits.printable(error)}') from error
     return _content(data, path)._replace(hints=path)

@@ -28,9 +28,14 @@ class Refused(UserError):
     """The file asks for something other than arrays of numbers: code, other files, or far more memory than it has content."""
 
 
+def printable(text: object, most: int = 300) -> str:
+    """One line of a message, from text that a file may have written: no control characters, at most `most` characters."""
+    return ''.join(letter if letter.isprintable() else '?' for letter in ' '.join(str(text).split())[:most])
+
+
 def damaged(where: str, error: Exception | str) -> UserError:
     """The error of a file whose content cannot be."""
-    text = ' '.join(str(error).split())[:300]
+    text = printable(error)
     if isinstance(error, MemoryError | RecursionError | AttributeError | TypeError | KeyError | IndexError | StopIteration):
         text = f'{type(error).__name__} {text}'.strip()
     return UserError(f'{where} is cut off or damaged: {text or type(error).__name__}. Fetch it again.')

@@ -86,7 +86,7 @@ class _Reader:
         """Raises Refused for a name that is not in the tables."""
         if (name.module, name.name) not in CALLS and not (name.module == 'torch' and name.name in DTYPES):
             raise Refused(
-                f'{self.where} asks to load {name.module}.{name.name}, which could run code; only tensors are read. If you trust the file, '
+                f'{self.where} asks to load {limits.printable(".".join(name))}, which could run code; only tensors are read. If you trust the file, '
                 'save its tensors anew where it opens: safetensors.torch.save_file(state_dict, "weights.safetensors").'
             )
 
