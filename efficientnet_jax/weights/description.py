@@ -14,6 +14,7 @@ from efficientnet_jax.architectures import Architecture, Stage, stages
 from efficientnet_jax.data.preprocess import Preprocess
 from efficientnet_jax.errors import UserError
 from efficientnet_jax.models.batch_norm import ACTIVATIONS
+from efficientnet_jax.weights.limits import printable
 
 VERSION = 1
 MAX_CLASSES = 1_000_000
@@ -42,10 +43,11 @@ class Range(NamedTuple):
 
 
 FILTERS = Range(int, 1, 65536)
+RESOLUTION = Range(int, 1, 8192)
 ARCHITECTURE = {
     'width': Range(float, 0.01, 16),
     'depth': Range(float, 0.01, 16),
-    'resolution': Range(int, 1, 8192),
+    'resolution': RESOLUTION,
     'dropout': Range(float, 0, 0.999),
     'drop_path': Range(float, 0, 0.999),
     'activation': tuple(ACTIVATIONS),
@@ -79,9 +81,9 @@ def parse(content: Any, where: str) -> tuple[Architecture, int, Preprocess | Non
     try:
         return _parsed(content)
     except UserError as error:
-        raise UserError(f'{where}: its description is wrong: {error}') from error
+        raise UserError(f'{where}: its description is wrong: {printable(error, 500)}') from error
     except Exception as error:
-        text = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
+        text = f'{type(error).__name__}: {printable(error)}'
         raise UserError(f'{where} was described by another version of this project ({text}); use the version that wrote it.') from error
 
 
@@ -125,12 +127,13 @@ def _preprocess(fields: dict[str, Any]) -> Preprocess:
         if name in ('mean', 'std'):
             if not isinstance(values, list) or not all(Range(float, -1e6, 1e6).holds(value) for value in values):
                 raise _wrong(name, values, 'three numbers')
-        elif name == 'resolution' and not ARCHITECTURE['resolution'].holds(values):
-            raise _wrong(name, values, ARCHITECTURE['resolution'])
+        elif name == 'resolution' and not RESOLUTION.holds(values):
+            raise _wrong(name, values, RESOLUTION)
         elif name == 'crop' and type(values) is int and values > 8192:
             raise _wrong(name, values, 'at most 8192 pixels')
     # JSON has lists where the record has tuples.
-    return Preprocess(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+    record: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return Preprocess(**record)
 
 
 def _is_name(value: Any) -> bool:

@@ -72,8 +72,8 @@ def _bytes(path: str) -> bytes:
         raise NotThere(f'{path} is not there. Weights can be {READABLE}.') from error
     except StorageError:
         raise
-    except OSError as error:
-        raise StorageError(f'{path} cannot be read ({error.strerror}).') from error
+    except Exception as error:  # no permission, a disk that fails, no memory for it
+        raise StorageError(f'{path} cannot be read ({getattr(error, "strerror", None) or type(error).__name__}).') from error
 
 
 def _content(data: bytes, where: str) -> File:
@@ -203,5 +203,5 @@ def _remote(path):
     except (UserError, StorageError):
         raise
     except Exception as error:  # the file systems raise their own kinds
-        raise StorageError(f'{path} cannot be read: {" ".join(str(error).split())[:300]}') from error
+        raise StorageError(f'{path} cannot be read: {limits.printable(error)}') from error
     return _content(data, path)._replace(hints=path)

@@ -17,6 +17,7 @@ import numpy as np
 from efficientnet_jax.architectures import Architecture
 from efficientnet_jax.data.preprocess import IMAGENET, INCEPTION, LITE, Preprocess
 from efficientnet_jax.errors import UserError
+from efficientnet_jax.weights import limits
 from efficientnet_jax.weights.files import File
 
 PADDINGS = ('same', 'symmetric')
@@ -82,7 +83,7 @@ def preprocess(architecture: Architecture, naming: str, file: File) -> Preproces
         try:
             return _timm_config(file.timm_config, architecture)
         except Exception as error:  # the file beside the weights is a stranger's too
-            raise UserError(f'{file.where}: pretrained_cfg of the config.json beside it is wrong: {error}') from error
+            raise UserError(f'{file.where}: pretrained_cfg of the config.json beside it is wrong: {limits.printable(error)}') from error
     if naming == 'torchvision' or (naming == 'timm' and architecture.name == 'resnet50'):
         side, resize, interpolation = TORCHVISION.get(architecture.name, (architecture.resolution, 256, 'bilinear'))
         return Preprocess(side, side / resize, interpolation, **IMAGENET)

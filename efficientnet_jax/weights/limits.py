@@ -20,6 +20,7 @@ MAX_ARRAYS = 50_000  # also members of a zip and objects of an HDF5 file
 MAX_HEADER_BYTES = 16 << 20  # JSON of .safetensors, pickle of .pth
 MAX_NAME = 512  # characters
 FLOOR_BYTES = 64 << 20  # arrays may take this much whatever the file's size
+CENTRAL_ENTRY = b'PK\x01\x02'  # begins each entry of a zip's list of members
 EXPANSION = 16  # and this many times the file's size: compressed weights take at least a fifth of their arrays
 
 
@@ -27,9 +28,14 @@ class Refused(UserError):
     """The file asks for something other than arrays of numbers: code, other files, or far more memory than it has content."""
 
 
+def printable(text: object, most: int = 300) -> str:
+    """One line of a message, from text that a file may have written: no control characters, at most `most` characters."""
+    return ''.join(letter if letter.isprintable() else '?' for letter in ' '.join(str(text).split())[:most])
+
+
 def damaged(where: str, error: Exception | str) -> UserError:
     """The error of a file whose content cannot be."""
-    text = ' '.join(str(error).split())[:300]
+    text = printable(error)
     if isinstance(error, MemoryError | RecursionError | AttributeError | TypeError | KeyError | IndexError | StopIteration):
         text = f'{type(error).__name__} {text}'.strip()
     return UserError(f'{where} is cut off or damaged: {text or type(error).__name__}. Fetch it again.')
@@ -68,7 +74,7 @@ def check_arrays(arrays: dict[str, np.ndarray], present: int, where: str) -> Non
 
 def open_zip(data: bytes, where: str) -> zipfile.ZipFile:
     """A zip with a bounded number of members, stored or deflated. Raises Refused, and what zipfile raises for a damaged one."""
-    check_count(data.count(zipfile.stringCentralDir), 'members', where)  # before the list of them is made
+    check_count(data.count(CENTRAL_ENTRY), 'members', where)  # before the list of them is made
     archive = zipfile.ZipFile(io.BytesIO(data))
     for info in archive.infolist():
         # LZMA takes memory by a number in the file.

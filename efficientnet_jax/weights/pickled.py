@@ -8,6 +8,7 @@ PyTorch 1.6 and later, and the stream of pickles before it. Source: torch/serial
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -61,7 +62,7 @@ def _ordered(pairs=()):
     return {pickle_data.checked_key(key): value for key, value in pairs}
 
 
-CALLS = {
+CALLS: dict[tuple[str, str], Callable[..., Any]] = {
     ('collections', 'OrderedDict'): _ordered,
     ('torch._utils', '_rebuild_tensor_v2'): _tensor,
     ('torch._utils', '_rebuild_parameter'): lambda tensor, *_: tensor,
@@ -83,15 +84,15 @@ class _Reader:
 
     def known(self, name: Name) -> None:
         """Raises Refused for a name that is not in the tables."""
-        if tuple(name) not in CALLS and not (name.module == 'torch' and name.name in DTYPES):
+        if (name.module, name.name) not in CALLS and not (name.module == 'torch' and name.name in DTYPES):
             raise Refused(
-                f'{self.where} asks to load {name.module}.{name.name}, which could run code; only tensors are read. If you trust the file, '
+                f'{self.where} asks to load {limits.printable(".".join(name))}, which could run code; only tensors are read. If you trust the file, '
                 'save its tensors anew where it opens: safetensors.torch.save_file(state_dict, "weights.safetensors").'
             )
 
     def call(self, name: Name, arguments: tuple) -> Any:
         """What a call of a known name makes."""
-        return CALLS[tuple(name)](*arguments)
+        return CALLS[name.module, name.name](*arguments)
 
     def storage(self, pid: Any) -> _Storage:
         """Of ('storage', type, key, device, count), and the view of another storage in old files."""

@@ -390,3 +390,36 @@ def test_values_that_no_trained_network_has(tmp_path, name, bad, message):
         weights.load(path, TINY, padding='same')
     loaded = weights.load(path, TINY, padding='same', allow_not_finite=True)
     assert loaded.variables['params']['stem']['kernel'].dtype == np.float32
+
+
+def test_messages_are_one_line_without_control_characters(tmp_path):
+    name = value('os\x1b[2J\n') + value('system\x07') + b'\x93'
+    with pytest.raises(weights.Refused, match=r'asks to load os\?\[2J .system\?, which could run code'):
+        files.read(pth(tmp_path / 'a.pth', state_dict(name)))
+
+
+@pytest.mark.parametrize(
+    'cfg', [{}, {'mean': 5, 'std': [1]}, {'mean': ['x'] * 3, 'std': [1] * 3}, {'mean': [0] * 3, 'std': [0] * 3, 'input_size': 5}]
+)
+def test_a_wrong_config_of_timm_is_named(tmp_path, cfg):
+    path = str(tmp_path / 'a.npz')
+    np.savez(path, **theirs('timm'))
+    (tmp_path / 'config.json').write_text(json.dumps({'architecture': 'tf_x', 'pretrained_cfg': cfg}))
+    with pytest.raises(UserError, match=rf'^{re.escape(path)}: pretrained_cfg of the config.json beside it is wrong: .'):
+        weights.load(path, TINY)
+
+
+@pytest.mark.parametrize('content', [b'{', b'[' * 100_000, b'5', b'{"architecture": 5, "pretrained_cfg": {}}', bytes([255])])
+def test_a_config_that_is_not_timms_is_left_alone(tmp_path, content):
+    path = str(tmp_path / 'a.npz')
+    np.savez(path, **theirs('timm'))
+    (tmp_path / 'config.json').write_bytes(content)
+    assert weights.load(path, TINY, padding='same').module.num_classes == 3
+
+
+def test_a_normalization_layer_that_cannot_be(tmp_path):
+    for bad in ([0.2, 0.2], [0.2, 0.2, -1], [0.2, 0.2, np.nan]):
+        path = str(tmp_path / 'a.npz')
+        np.savez(path, **theirs('keras'), **{'normalization/mean': np.zeros(3), 'normalization/variance': np.array(bad)})
+        with pytest.raises(UserError, match=rf'^{re.escape(path)}: its normalization layer must have three'):
+            weights.load(path, TINY)
