@@ -1,4 +1,4 @@
-"""The wheel holds the library, its core is jax, flax and optax, and what pyproject.toml asks for is what requirements.txt installs."""
+"""The wheel holds the library, its core is jax, flax, optax and Pillow, and what pyproject.toml asks for is what requirements.txt installs."""
 
 import ast
 import importlib.metadata
@@ -12,6 +12,8 @@ import tomllib
 import zipfile
 
 import pytest
+
+from tests.data.image_files import encode, photo
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
@@ -98,7 +100,7 @@ def test_wheel_holds_the_whole_library_and_nothing_else(wheel):
 
 
 LIGHT = """
-import importlib.abc, sys
+import importlib.abc, importlib.util, sys
 REFUSED = {refused!r}
 
 class Refuse(importlib.abc.MetaPathFinder):
@@ -106,6 +108,8 @@ class Refuse(importlib.abc.MetaPathFinder):
         if name.split('.')[0] in REFUSED:
             raise ModuleNotFoundError('refused: ' + name, name=name)
 
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name in REFUSED else find_spec(name, *rest)  # what is not installed has none
 sys.meta_path.insert(0, Refuse())
 sys.path.insert(0, {wheel!r})
 import jax, jax.numpy as jnp
@@ -113,17 +117,20 @@ import efficientnet_jax, efficientnet_jax.models, efficientnet_jax.training.step
 assert efficientnet_jax.__file__.startswith({wheel!r}), efficientnet_jax.__file__
 module = efficientnet_jax.models.build('efficientnet_b0')
 shapes = jax.eval_shape(lambda key, x: module.init(key, x, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-print(sum(x.size for x in jax.tree.leaves(shapes['params'])))
+from efficientnet_jax.data.preprocess import Preprocess
+image = Preprocess(32)(open(sys.argv[1], 'rb').read(), 'photo.jpg')
+print(sum(x.size for x in jax.tree.leaves(shapes['params'])), image.shape)
 """
 
 
-def test_models_and_step_need_the_core_only(wheel, tmp_path):
+def test_models_step_and_reading_an_image_need_the_core_only(wheel, tmp_path):
     extra = set(installs(*EXTRAS)) - set(installs()) - OF_THE_CORE
     refused = {name for name, distributions in owners_of_modules().items() if distributions & extra}
-    assert {'tensorflow', 'tensorflow_datasets', 'ml_collections', 'sklearn', 'PIL', 'matplotlib', 'optuna'} <= refused
+    assert {'tensorflow', 'tensorflow_datasets', 'ml_collections', 'sklearn', 'matplotlib', 'optuna'} <= refused
     script = LIGHT.format(refused=refused, wheel=str(wheel))
-    done = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.strip() == '5288548', done.stderr  # parameters of B0, tests/test_counting.py
+    (tmp_path / 'photo.jpg').write_bytes(encode(photo(), 'JPEG'))
+    done = subprocess.run([sys.executable, '-c', script, 'photo.jpg'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == '5288548 (32, 32, 3)', done.stderr  # parameters of B0, tests/test_counting.py
 
 
 def test_an_installed_command_has_the_configs(wheel, tmp_path):
