@@ -7,6 +7,7 @@ A kind of input is a module beside this one. It has
     prepare(folder)             imports, compiles, writes the intact inputs into `folder`; without limits, before the watch begins
     make(folder, canary, rng)   writes one case into `folder`, returns (its group for the table, its path); all chance from rng
     run(path)                   reads it as a user's program would, returns nothing; raises what that raises
+    ALLOWED                     optional: events of PROCESSES that are no fault
     fine(error, path)           whether what `run` raised is a refusal that a person can act on: its class, and the file's name in it
 
 `canary` is the path of a file outside the folder: a case may name it, and must not get it opened. A case is a function of (seed, number),
@@ -127,6 +128,8 @@ class Child:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self._process.stdin.close()
+        self._selector.close()
         self._answers.close()
 
 
@@ -140,7 +143,7 @@ def serve() -> None:
     canary = os.path.join(folder, 'canary')
     pathlib.Path(canary).write_text('This text must not be read.\n' * 100)
     module.prepare(here)
-    watch = Watch(here, canary)
+    watch = Watch(here, canary, getattr(module, 'ALLOWED', ()))
     ready = _status_bytes('VmRSS')
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     space = _status_bytes('VmSize') + module.MEMORY_BYTES + SPARE_BYTES
@@ -178,7 +181,8 @@ def _judged(module: Any, path: Any, watch: 'Watch', ready: int, case: Case) -> C
 class Watch:
     """Tells of files opened outside a folder and of processes: Python's by an audit hook, those of C libraries by the canary alone."""
 
-    def __init__(self, folder: str, canary: str):
+    def __init__(self, folder: str, canary: str, allowed: tuple[str, ...]):
+        self._events = set(PROCESSES) - set(allowed)
         code = [
             os.path.realpath(path)
             for path in (sys.prefix, sys.base_prefix, ROOT, os.path.dirname(os.__file__), *filter(os.path.isdir, sys.path))
@@ -209,7 +213,7 @@ class Watch:
     def _hook(self, event: str, arguments: tuple) -> None:
         if not self._on or self._seen is not None:
             return
-        if event in PROCESSES:
+        if event in self._events:
             self._seen = ('process', f'{event} {arguments!r}'[:300])
         elif event == 'open' and isinstance(arguments[0], (str, bytes)):
             path = os.path.realpath(os.fsdecode(arguments[0]))

@@ -20,7 +20,7 @@ from efficientnet_jax.evaluation.predict import find, read
 from efficientnet_jax.evaluation.restore import restore
 from efficientnet_jax.export.tflite import calibration, write_tflite
 from efficientnet_jax.reporting import page
-from efficientnet_jax.runs import options, record
+from efficientnet_jax.runs import options, record, storage
 from efficientnet_jax.weights.from_workdir import write_description
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -92,7 +92,7 @@ def export(config, workdir: str) -> dict:
     form = {'input': f'{served.dtype.__name__} [N, {preprocess.resolution}, {preprocess.resolution}, 3]'}
     form |= {'output': 'probabilities' if served.pixels else 'logits', 'class_names': 'model.json', 'checked_on': checked_on(config)}
     result |= {'model': config.model, **form, 'artefacts': artefacts}
-    record.write_json(os.path.join(directory, 'report.json'), result)
+    storage.write_json(os.path.join(directory, 'report.json'), result)
     page.leave(workdir, result, as_dict(config))
     wrong = [f'{name}: {"; ".join(figures["beyond"])}' for name, figures in artefacts.items() if figures['beyond']]
     if wrong:

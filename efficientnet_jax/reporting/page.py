@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 from efficientnet_jax.reporting.progress import clock
-from efficientnet_jax.runs import record
+from efficientnet_jax.runs import recipe, storage
 
 # Pictures by their place in the workdir, in the order of the page: heading and what there is to see.
 PICTURES = {
@@ -47,9 +47,9 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 def leave(workdir: str, result: dict[str, Any], settings: dict[str, Any]) -> None:
     """How a run ends: result.json, results.json and configs.json with the last of each mode, and report.html. Process 0 alone calls it."""
     results = results_of(workdir) | {result['mode']: result}
-    record.write_json(os.path.join(workdir, 'result.json'), result)
-    record.write_json(os.path.join(workdir, 'results.json'), results)
-    record.write_json(os.path.join(workdir, 'configs.json'), (_json(workdir, 'configs.json') or {}) | {result['mode']: settings})
+    storage.write_json(os.path.join(workdir, 'result.json'), result)
+    storage.write_json(os.path.join(workdir, 'results.json'), results)
+    storage.write_json(os.path.join(workdir, 'configs.json'), (_json(workdir, 'configs.json') or {}) | {result['mode']: settings})
     write(workdir)
 
 
@@ -83,7 +83,7 @@ def write(workdir: str) -> None:
         '<meta name="viewport" content="width=device-width">', f'<title>{escape(title)}</title>', f'<style>{STYLE}</style>', '</head>',
         '<body>', *body, '</body>', '</html>',
     ]  # fmt: skip
-    record.write_text(os.path.join(workdir, 'report.html'), '\n'.join(page) + '\n')
+    storage.write_text(os.path.join(workdir, 'report.html'), '\n'.join(page) + '\n')
 
 
 def results_of(workdir: str) -> dict[str, dict[str, Any]]:
@@ -105,7 +105,7 @@ def configs_of(workdir: str) -> dict[str, dict[str, Any]]:
 
 def knobs(config: dict[str, Any]) -> str:
     """A line a knob."""
-    return table([{'knob': name, 'value': _short(value)} for name, value in record.flatten(config).items()])
+    return table([{'knob': name, 'value': _short(value)} for name, value in recipe.flatten(config).items()])
 
 
 def result_row(result: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def result_row(result: dict[str, Any]) -> dict[str, Any]:
 
 def evaluations(workdir: str) -> str:
     """The newest evaluations of metrics.jsonl."""
-    lines = [line for line in record.read_jsonl(os.path.join(workdir, 'metrics.jsonl')) if line['split'] != 'train']
+    lines = [line for line in storage.read_jsonl(os.path.join(workdir, 'metrics.jsonl')) if line['split'] != 'train']
     return folded('Evaluations', table([{name: _short(value) for name, value in line.items()} for line in lines[-EVALUATIONS:]]))
 
 
@@ -239,4 +239,4 @@ def _number(text: str) -> int | float | str:
 
 def _json(workdir: str, name: str) -> Any:
     path = os.path.join(workdir, name)
-    return record.read_json(path) if os.path.exists(path) else None
+    return storage.read_json(path) if os.path.exists(path) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from efficientnet_jax.runs.record import read_jsonl
+from efficientnet_jax.runs.storage import read_jsonl
 
 LINES = ('-', '--', ':', '-.')
 CURVES = {'train': ('-', '0.65'), 'eval': ('-', 'black'), 'eval_ema': ('--', 'black')}  # batches are noisy: grey, under the others

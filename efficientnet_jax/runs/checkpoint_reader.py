@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -105,5 +106,5 @@ def _checked(folder: pathlib.Path, tree, wanted: dict[str, int]):
 
 def first_line(error: BaseException) -> str:
     """Kind and text of an exception on one line: TensorStore names the array first and the cause last."""
-    text = ' '.join(str(error).partition(' [source locations')[0].split())
+    text = ' '.join(re.split(r' \[(?:source locations|os_error_code|tensorstore_spec)', str(error))[0].split())
     return f'{type(error).__name__}: {text if len(text) <= 400 else f"{text[:150]} ... {text[-250:]}"}'

@@ -13,7 +13,7 @@ from efficientnet_jax.data import sources
 from efficientnet_jax.errors import UserError
 from efficientnet_jax.evaluation.network import as_dict
 from efficientnet_jax.queue import trials
-from efficientnet_jax.runs import hosts, options, record
+from efficientnet_jax.runs import hosts, options, recipe
 from efficientnet_jax.search import cycles, holdout, masks, proxy, strategies, supernet_train
 from efficientnet_jax.search import objective as objectives
 from efficientnet_jax.search import space as spaces
@@ -115,10 +115,10 @@ def open_queue(config, workdir: str, found: Setting, suffix: str = '') -> trials
         decides |= {name: config.study[name] for name in ('chip', 'cycles_batch', 'cycles_train')}
     if knobs.cost == 'step_seconds':
         decides['device'] = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
-    settings: dict[str, Any] = record.recipe_of(as_dict(config)) | {'search': decides}
+    settings: dict[str, Any] = recipe.recipe_of(as_dict(config)) | {'search': decides}
     settings |= {'space': {'name': found.space.name, 'version': found.space.version}}
     storage = knobs.storage or f'journal:{os.path.join(os.path.abspath(workdir), "search", "trials.journal")}'
-    queue = trials.open_study(storage, knobs.name + suffix, record.flatten(settings), lease_seconds=knobs.lease_seconds)
+    queue = trials.open_study(storage, knobs.name + suffix, recipe.flatten(settings), lease_seconds=knobs.lease_seconds)
     if knobs.retry:
         queue.retry()
     return queue

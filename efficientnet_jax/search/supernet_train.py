@@ -23,7 +23,7 @@ from efficientnet_jax.data.preprocess import Preprocess
 from efficientnet_jax.errors import UserError
 from efficientnet_jax.evaluation.inference import eval_step
 from efficientnet_jax.evaluation.network import architecture_of, preprocess_of
-from efficientnet_jax.runs import hosts, record
+from efficientnet_jax.runs import hosts, storage
 from efficientnet_jax.runs.checkpoint import Checkpoints
 from efficientnet_jax.runs.mesh import put, replicated
 from efficientnet_jax.search.masks import largest, smallest
@@ -64,9 +64,9 @@ def train_supernet(config, space: Space, workdir: str) -> tuple[TrainState, Trai
     def check():
         os.makedirs(workdir, exist_ok=True)
         path = os.path.join(workdir, 'supernet.json')
-        if os.path.exists(path) and record.read_json(path) != identity:
-            raise UserError(f'workdir={workdir} holds the supernet {record.read_json(path)}, not {identity}; choose another --workdir.')
-        record.write_json(path, identity)
+        if os.path.exists(path) and storage.read_json(path) != identity:
+            raise UserError(f'workdir={workdir} holds the supernet {storage.read_json(path)}, not {identity}; choose another --workdir.')
+        storage.write_json(path, identity)
 
     hosts.on_first(check)
 

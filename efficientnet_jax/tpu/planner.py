@@ -18,7 +18,7 @@ from efficientnet_jax.data import sources
 from efficientnet_jax.errors import NotThere
 from efficientnet_jax.evaluation.network import as_dict
 from efficientnet_jax.reporting import page, pictures
-from efficientnet_jax.runs import record
+from efficientnet_jax.runs import recipe, storage
 from efficientnet_jax.tpu import aot
 from efficientnet_jax.training.setup import Training, training_of
 from efficientnet_jax.weights.init_from import start as starting
@@ -59,7 +59,7 @@ def plan(config, workdir: str) -> dict[str, Any]:
     result['remat'] = remat_table(config.remat, cost, lambda policy: planned(remat=policy, batch_size=batch_size)[1], config.plan.remats)
     result['advice'] = advice(config, result)
     os.makedirs(workdir, exist_ok=True)
-    record.write_json(os.path.join(workdir, 'plan.json'), result)
+    storage.write_json(os.path.join(workdir, 'plan.json'), result)
     draw(result, os.path.join(workdir, 'plan.png'))
     page.write(workdir)
     print(table(result))
@@ -124,7 +124,7 @@ def summary(config, setup: Training, cost: aot.StepCost, batch_size: int) -> dic
         'compile_seconds': cost.compile_seconds,
         'libtpu': importlib.metadata.version('libtpu'),
         'config': as_dict(config),
-        'config_hash': record.config_hash(as_dict(config)),
+        'config_hash': recipe.config_hash(as_dict(config)),
     }
 
 

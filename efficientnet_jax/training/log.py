@@ -8,7 +8,8 @@ import os
 import jax
 
 from efficientnet_jax.reporting.progress import Meter, Progress
-from efficientnet_jax.runs.record import MetricWriter, read_jsonl
+from efficientnet_jax.runs.metrics import KEYS, MetricWriter
+from efficientnet_jax.runs.storage import read_lines
 
 
 class TrainLog:
@@ -23,7 +24,7 @@ class TrainLog:
         self._workdir, self._rate, self._progress = workdir, learning_rate, progress
         # Whether the step that the run goes on from was evaluated.
         path = os.path.join(workdir, 'metrics.jsonl')
-        self.evaluated = any(line['step'] == step and line['split'] != 'train' for line in read_jsonl(path))
+        self.evaluated = any(line['step'] == step and line['split'] != 'train' for line in read_lines(path, KEYS).objects)
         self._writer = MetricWriter(workdir, step)
         self._window: list = []  # metrics of updates since the last line
         self.meter = Meter(batch_size)

@@ -12,7 +12,7 @@ import numpy as np
 from efficientnet_jax.architectures import Architecture
 from efficientnet_jax.data.preprocess import Preprocess
 from efficientnet_jax.errors import UserError
-from efficientnet_jax.runs import record
+from efficientnet_jax.runs import storage
 from efficientnet_jax.runs.checkpoint import Checkpoints
 from efficientnet_jax.weights import description
 
@@ -22,13 +22,13 @@ DESCRIPTION = 'model.json'
 def write_description(workdir: str, architecture: Architecture, num_classes: int, preprocess: Preprocess, class_names=None) -> None:
     """Writes WORKDIR/model.json, from which predict, evaluate and weights.load know the model without the weights it began with."""
     content = description.describe(architecture, num_classes, preprocess, class_names)
-    record.write_json(os.path.join(workdir, DESCRIPTION), content)
+    storage.write_json(os.path.join(workdir, DESCRIPTION), content)
 
 
 def read_description(workdir: str | None) -> dict[str, Any] | None:
     """The content of WORKDIR/model.json, or None where there is none."""
     path = None if workdir is None else os.path.join(workdir, DESCRIPTION)
-    return record.read_json(path) if path and os.path.exists(path) else None
+    return storage.read_json(path) if path and os.path.exists(path) else None
 
 
 def arrays(path: str) -> tuple[dict[str, np.ndarray], str]:

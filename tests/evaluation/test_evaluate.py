@@ -12,7 +12,7 @@ from efficientnet_jax.evaluation import confusion
 from efficientnet_jax.evaluation.evaluate import evaluate
 from efficientnet_jax.evaluation.inference import inference_of
 from efficientnet_jax.evaluation.score import outputs_of
-from efficientnet_jax.runs import record
+from efficientnet_jax.runs import recipe, record, storage
 from efficientnet_jax.training.loop import train
 from tests import tiny
 from tests.runs.test_faults import start_cluster
@@ -111,8 +111,8 @@ def test_what_is_left_and_what_is_said(tmp_path, data_dir, capsys, monkeypatch):
 
 def test_a_warning_names_each_knob_that_matters(tmp_path, capsys):
     there = {'model': 'efficientnet_b0', 'resolution': 224, 'stages': None, 'optimizer': 'sgd', 'seed': 0}
-    record.write_json(str(tmp_path / 'config.json'), there)
-    here = dict.fromkeys(record.NETWORK_KNOBS) | there | {'model': 'efficientnet_b1', 'resolution': 240, 'seed': 1}
+    storage.write_json(str(tmp_path / 'config.json'), there)
+    here = dict.fromkeys(recipe.NETWORK_KNOBS) | there | {'model': 'efficientnet_b1', 'resolution': 240, 'seed': 1}
     record.warn_of_differences(str(tmp_path), here)
     message = "another config: model='efficientnet_b1' here, 'efficientnet_b0' there; resolution=240 here, 224 there.\n"
     assert capsys.readouterr().err.endswith(message)

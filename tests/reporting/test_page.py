@@ -9,7 +9,7 @@ import pytest
 
 from efficientnet_jax.evaluation.evaluate import evaluate
 from efficientnet_jax.reporting import page
-from efficientnet_jax.runs import record
+from efficientnet_jax.runs import record, storage
 from efficientnet_jax.training.loop import train
 from tests import tiny
 
@@ -46,13 +46,13 @@ def test_an_empty_workdir_has_a_page(tmp_path):
 
 def test_every_mode_that_ran_is_on_it_and_nothing_is_fetched_or_run(tmp_path):
     scores = {'loss': 1.0, 'top1': 0.5, 'top5': 0.75, 'count': 8}
-    record.write_json(str(tmp_path / 'config.json'), {'model': '<b>', 'dataset': 'folder:a&b', 'augment': {'crop': 'pad'}, 'width': 1.1})
+    storage.write_json(str(tmp_path / 'config.json'), {'model': '<b>', 'dataset': 'folder:a&b', 'augment': {'crop': 'pad'}, 'width': 1.1})
     trained = result('train', eval=scores, eval_ema=scores) | {'seconds_to_first_step': {'imports': 2.0, 'compile': 3.5}}
-    settings = record.read_json(str(tmp_path / 'config.json'))
+    settings = storage.read_json(str(tmp_path / 'config.json'))
     page.leave(str(tmp_path), trained, settings)
     page.leave(str(tmp_path), result('evaluate', eval=scores | {'top1': 0.625}), settings)
     page.leave(str(tmp_path), result('search', action='status'), settings | {'search': {'strategy': 'ppo'}})
-    record.write_json(str(tmp_path / 'result.json'), result('study', kind='grid'))  # by a mode that keeps none of the others
+    storage.write_json(str(tmp_path / 'result.json'), result('study', kind='grid'))  # by a mode that keeps none of the others
     (tmp_path / 'study').mkdir()
     (tmp_path / 'study' / 'grid.csv').write_text('network,macs,top1\nb<0>,399398560,0.98765432\n' + 'x,1,\n' * 60)
     for name in ('curves.png', 'study/grid.png'):

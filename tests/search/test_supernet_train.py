@@ -10,7 +10,7 @@ import pytest
 
 from efficientnet_jax import models
 from efficientnet_jax.evaluation.inference import eval_step
-from efficientnet_jax.runs import record
+from efficientnet_jax.runs import storage
 from efficientnet_jax.search import supernet_train
 from efficientnet_jax.search.masks import largest, smallest
 from efficientnet_jax.search.space import Space
@@ -34,7 +34,7 @@ def setting(data_dir):
 def test_resume_and_scores(tmp_path, data_dir):
     config, space = setting(data_dir)
     whole, exp = supernet_train.train_supernet(config, space, str(tmp_path / 'whole'))
-    result = record.read_json(str(tmp_path / 'whole' / 'result.json'))
+    result = storage.read_json(str(tmp_path / 'whole' / 'result.json'))
     assert result['step'] == 4 and set(result['metrics']) == {'eval', 'eval_smallest'}
 
     # What a run leaves that was killed after the checkpoint of step 2 goes on to the same bits.
@@ -42,7 +42,7 @@ def test_resume_and_scores(tmp_path, data_dir):
     shutil.rmtree(tmp_path / 'cut' / 'checkpoints' / '4')
     os.remove(tmp_path / 'cut' / 'result.json')
     again, _ = supernet_train.train_supernet(config, space, str(tmp_path / 'cut'))
-    assert record.read_json(str(tmp_path / 'cut' / 'result.json'))['examples'] == 2 * config.batch_size
+    assert storage.read_json(str(tmp_path / 'cut' / 'result.json'))['examples'] == 2 * config.batch_size
     jax.tree.map(np.testing.assert_array_equal, whole, again)
 
     evaluator = supernet_train.Evaluator(exp, config)
