@@ -67,6 +67,7 @@ def get_config() -> ConfigDict:
     config.augment.cutmix = placeholder(float)  # alpha (arXiv 1905.04899); None: off
     config.augment.erase = placeholder(float)  # probability of random erasing (arXiv 1708.04896); None: off
     config.max_corrupt = 0  # unreadable examples that are passed over and named in the log; one more stops the run with all their names
+    config.max_pixels = 89_478_485  # of one image, read from its header; a larger one is unreadable. One takes up to 20 bytes a pixel (1.8 GB) in a decoding thread
     config.cache = False  # keep the encoded training images in each host's memory; refused at start if they do not fit
 
     # Optimisation.

@@ -10,11 +10,17 @@ import weakref
 
 import numpy as np
 
-from efficientnet_jax.data import decode
+from efficientnet_jax.data import formats
 from efficientnet_jax.errors import UserError
 
 CHUNK = 8  # examples that a thread reads at a time
-_READ = {'encoded': 'string', 'orientation': 'int32', 'label': 'int32', 'index': 'int64'}  # what a chunk holds besides the draws
+_READ = {
+    'encoded': ('string', []),
+    'header': ('int32', [4]),
+    'label': ('int32', []),
+    'index': ('int64', []),
+}  # of a chunk, besides the draws
+_NOTHING = formats.Header(0, 0, 0)  # of an example without bytes
 READ_AHEAD_BYTES = 256 * 2**20  # encoded images in memory ahead of tf.data, about
 
 
@@ -23,18 +29,33 @@ class Batches:
 
     plan: step -> (example indices int64 [size], draws); index -1 is padding. draws is a dict of arrays [size, ...] with at least 'seed',
       int32 [size, 2], from which every random choice for an example comes.
-    image: TensorFlow function of one example's (encoded, orientation, draws) -> uint8 [R, R, 3].
+    image: TensorFlow function of one example's (encoded, formats.Header as int32 [4], draws) -> uint8 [R, R, 3].
     keep: names of draws that are part of the batch.
     stop_step: None for an endless stream.
     masked: what cannot be read becomes a black image with mask False; otherwise the next readable example takes its place.
-    corrupt: {example index: message} of what could not be read so far.
+    corrupt: {example index: message} of what could not be read so far: whatever a file holds, it is one corrupt example. A file that
+      cannot be opened or read at all (OSError) is an error, as a disk that failed would be.
 
     TensorFlow cannot say which image of a batch it failed to decode. So when it fails, the examples of that batch are tried one by
     one, the draws that failed are remembered, and the stream is started again at the same step without them. Whether a draw fails
     depends on its file and crop alone, so the stream stays a function of (seed, step).
     """
 
-    def __init__(self, source, plan, image, start_step, stop_step, size, max_corrupt, read_threads, decode_threads, masked, keep=()):
+    def __init__(
+        self,
+        source,
+        plan,
+        image,
+        start_step,
+        stop_step,
+        size,
+        max_corrupt,
+        read_threads,
+        decode_threads,
+        masked,
+        keep=(),
+        max_pixels=formats.MAX_PIXELS,
+    ):
         self.corrupt = {}
         self._source = source
         self._plan = plan
@@ -47,6 +68,7 @@ class Batches:
         self._decode_threads = decode_threads
         self._masked = masked
         self._keep = keep
+        self._max_pixels = max_pixels
         self._failed = set()  # draws (index, *seed) that did not decode
         self._lock = threading.Lock()
         self._stream = None
@@ -87,7 +109,7 @@ class Batches:
         return _Stream(self._chunks(self._step), self._pixels, draws, self._size, self._read_threads, self._decode_threads)
 
     def _pixels(self, example):
-        image = self._image(example['encoded'], example['orientation'], {name: example[name] for name in example if name not in _READ})
+        image = self._image(example['encoded'], example['header'], {name: example[name] for name in example if name not in _READ})
         return {'image': image, 'label': example['label'], 'index': example['index'], **{name: example[name] for name in self._keep}}
 
     def _chunks(self, step):
@@ -102,23 +124,24 @@ class Batches:
     def _read(self, indices, draws):
         """Returns one chunk: a dict of the lists and arrays named in _READ and the draws, all [chunk, ...]."""
         read = [self._read_one(int(index), seed) for index, seed in zip(indices, draws['seed'], strict=True)]
-        encoded, orientation, label, index = zip(*read, strict=True)
-        numbers = {'orientation': np.array(orientation, np.int32), 'label': np.array(label, np.int32), 'index': np.array(index, np.int64)}
-        return {'encoded': list(encoded), **numbers, **draws}
+        columns = dict(zip(_READ, zip(*read, strict=True), strict=True))
+        numbers = {name: np.array(columns[name], _READ[name][0]) for name in ('header', 'label', 'index')}
+        return {'encoded': list(columns['encoded']), **numbers, **draws}
 
     def _read_one(self, index, seed):
-        """Returns (mended bytes, orientation, label, index); no bytes for padding and, when masked, for what cannot be read."""
+        """Returns (bytes, Header, label, index); no bytes for padding and, when masked, for what cannot be read."""
         if index < 0:
-            return b'', 1, 0, index
+            return b'', _NOTHING, 0, index
         for _ in range(len(self._source)):
             if (index, *seed) not in self._failed:
                 try:
                     (encoded,), (label,) = self._source.read([index])
-                    return *decode.mend(encoded, self._source.describe(index)), label, index
-                except ValueError as e:
+                    header = formats.read_header(encoded, self._source.describe(index), self._max_pixels)
+                    return encoded, header, label, index
+                except UserError as e:  # CorruptRecord or unreadable: both wrap whatever went wrong
                     self._add_corrupt(index, str(e))
             if self._masked:
-                return b'', 1, 0, index
+                return b'', _NOTHING, 0, index
             index = (index + 1) % len(self._source)
         raise UserError(f'{self._source.name} has no readable example.')
 
@@ -131,13 +154,14 @@ class Batches:
         for i, index in enumerate(indices):
             drawn = {name: values[i] for name, values in draws.items()}
             while True:
-                encoded, orientation, _, index = self._read_one(int(index), drawn['seed'])
+                encoded, header, _, index = self._read_one(int(index), drawn['seed'])
+                drawn_here = {name: tf.constant(value) for name, value in drawn.items()}
                 try:
-                    self._image(tf.constant(encoded), tf.constant(orientation), {name: tf.constant(value) for name, value in drawn.items()})
+                    self._image(tf.constant(encoded), tf.constant(header, tf.int32), drawn_here)
                     break
-                except tf.errors.InvalidArgumentError:
+                except Exception as e:  # whatever a file does to its reader
                     self._failed.add((index, *drawn['seed']))
-                    self._add_corrupt(index, decode.unreadable(encoded, self._source.describe(index)))
+                    self._add_corrupt(index, formats.unreadable(encoded, self._source.describe(index), e))
         if len(self._failed) == before:
             raise error
 
@@ -174,7 +198,7 @@ class _Stream:
         self._read_threads = read_threads
         _OPEN.add(self)
         self._pool = concurrent.futures.ThreadPoolExecutor(read_threads, thread_name_prefix='read')
-        spec = {name: tf.TensorSpec([None], dtype) for name, dtype in _READ.items()}
+        spec = {name: tf.TensorSpec([None, *shape], dtype) for name, (dtype, shape) in _READ.items()}
         spec |= {name: tf.TensorSpec([None, *values.shape[1:]], values.dtype) for name, values in draws.items()}
         dataset = tf.data.Dataset.from_generator(self._read_ahead, output_signature=spec)
         pixels = tf.autograph.experimental.do_not_convert(pixels)

@@ -4,17 +4,14 @@ from efficientnet_jax.data import decode
 from efficientnet_jax.data.preprocess import Preprocess
 
 
-def train_image(encoded, orientation, seed, resolution, interpolation, augment):
-    """Scalar string and int32 tensors (from decode.mend), int32 [2] seed -> uint8 tensor [resolution, resolution, 3]."""
+def train_image(encoded, header, seed, resolution, interpolation, augment):
+    """Scalar string and int32 [4] tensor (formats.Header), int32 [2] seed -> uint8 tensor [resolution, resolution, 3]."""
     import tensorflow as tf
 
     if augment.crop == 'random_area':
-        size = decode.image_size(encoded, orientation)
-        window = random_window(size, seed, resolution, augment)
-        image = decode.resize(decode.decode_window(encoded, size, window, orientation), resolution, interpolation)
+        image = decode.image(encoded, header, lambda size: random_window(size, seed, resolution, augment), resolution, interpolation)
     else:
-        image = Preprocess(resolution, crop=None, interpolation=interpolation).graph(encoded, orientation)
-    image = tf.ensure_shape(image, [resolution, resolution, 3])
+        image = Preprocess(resolution, crop=None, interpolation=interpolation).graph(encoded, header)
     if augment.crop == 'pad' and augment.pad:
         image = _pad_and_cut(image, seed, augment.pad)
     if augment.flip is not None:

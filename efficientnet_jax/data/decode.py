@@ -1,125 +1,71 @@
-"""Image files to uint8 pixels: a Python side that recognises odd files, a TensorFlow side that decodes, turns, crops and resizes.
+"""Image files to uint8 pixels inside tf.data: decode once, turn, crop and resize, by the route that the file's Header says.
 
-TensorFlow decodes JPEG (also grey, CMYK and YCCK), PNG (also 16-bit, palette, alpha, which is dropped), GIF (first frame), WebP and
-BMP, but knows nothing of EXIF orientation: `mend` reads it and the functions below take it.
+TensorFlow decodes JPEG (also grey, CMYK and YCCK), of which it can decode a part, and PNG (also 16-bit, palette, alpha, which is dropped).
+All else Pillow decodes, called from the graph: GIF, BMP, WebP, TIFF, AVIF, and PNG that may be turned.
 """
-
-import functools
-import io
-import struct
 
 import numpy as np
 
+from efficientnet_jax.data import formats, pixels
 from efficientnet_jax.errors import UserError
 
 INTERPOLATIONS = ('bicubic', 'bilinear', 'bicubic_antialias', 'bilinear_antialias', 'bicubic_tf1')
-_JPEG = b'\xff\xd8\xff'
-_MAGIC = {_JPEG: 'JPEG', b'\x89PNG\r\n\x1a\n': 'PNG', b'GIF8': 'GIF', b'RIFF': 'WebP', b'BM': 'BMP'}
-_ORIENTATION_TAG = 0x0112
-_HEADER = struct.Struct('>BH')
 
 
-def mend(encoded, name='image'):
-    """Image-file bytes -> (bytes that TensorFlow decodes, EXIF orientation 1..8); almost always the very same bytes.
+def image(encoded, header, window_of, resolution, interpolation):
+    """Part of an image file, resized: uint8 tensor [resolution, resolution, 3].
 
-    Formats that TensorFlow does not know or decodes wrongly (TIFF, BMP with a palette) are decoded with Pillow and rewritten as PNG.
-    Raises UserError with `name` and what was seen when the bytes are empty or no image.
+    encoded: scalar string. header: int32 [4], formats.Header. window_of: function of the upright image's int32 tensor [height, width]
+    -> int32 [y, x, height, width] in it. Raises InvalidArgumentError, or UnknownError from Pillow, for what does not decode.
     """
-    if encoded.startswith(_JPEG):
-        return encoded, exif_orientation(encoded)
-    palette_bmp = encoded.startswith(b'BM') and encoded[28:29] < b'\x18'  # bits per pixel below 24
-    if encoded.startswith(tuple(_MAGIC)) and not palette_bmp:
-        return encoded, 1
-    from PIL import Image, ImageOps
-
-    try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded)))
-        if image.mode.startswith('I'):  # 16-bit grey, which convert('RGB') would clip at 255
-            image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-        out = io.BytesIO()
-        image.convert('RGB').save(out, 'PNG', compress_level=1)
-    except (OSError, SyntaxError) as e:  # Pillow's "cannot identify" is an OSError, its broken chunks are SyntaxErrors
-        raise UserError(unreadable(encoded, name)) from e
-    return out.getvalue(), 1
-
-
-def exif_orientation(encoded):
-    """Returns the EXIF orientation 1..8 of a JPEG file's bytes; 1 where there is none or it is nonsense."""
-    position = 2
-    while len(encoded) >= position + 4 and encoded[position] == 0xFF:
-        marker, length = _HEADER.unpack_from(encoded, position + 1)
-        if marker == 0xDA:  # start of scan: the headers are over
-            break
-        if marker == 0xE1 and encoded[position + 4 : position + 10] == b'Exif\x00\x00':
-            return _tiff_orientation(encoded[position + 10 : position + 2 + length])
-        position += 2 + length
-    return 1
-
-
-def _tiff_orientation(tiff):
-    order = {b'II': '<', b'MM': '>'}.get(tiff[:2])
-    if order is None or len(tiff) < 8:
-        return 1
-    (start,) = struct.unpack_from(order + 'I', tiff, 4)
-    count = int.from_bytes(tiff[start : start + 2], 'little' if order == '<' else 'big')
-    for entry in range(start + 2, start + 2 + 12 * count, 12):
-        if len(tiff) < entry + 12:
-            break
-        tag, _, _, value = struct.unpack_from(order + 'HHIH', tiff, entry)
-        if tag == _ORIENTATION_TAG:
-            return value if 1 <= value <= 8 else 1
-    return 1
-
-
-def unreadable(encoded, name):
-    """Returns the message for bytes that do not decode: what they are called and what was seen."""
-    if not encoded:
-        return f'{name} is not a readable image: it is empty (0 bytes).'
-    kind = next((kind for magic, kind in _MAGIC.items() if encoded.startswith(magic)), None)
-    seen = f'a truncated or damaged {kind} file' if kind else f'not an image that is known here, it begins with {encoded[:8]!r}'
-    return f'{name} is not a readable image: {len(encoded):,} bytes, {seen}.'
-
-
-def image_size(encoded, orientation=1):
-    """Scalar string tensor -> int32 tensor [height, width] of the upright image. Reads only the header of a JPEG."""
     import tensorflow as tf
 
-    size = tf.cond(
-        _is_jpeg(encoded),
-        lambda: tf.io.extract_jpeg_shape(encoded)[:2],
-        lambda: tf.shape(tf.io.decode_image(encoded, channels=3, expand_animations=False))[:2],
+    route, height, width, orientation = tf.unstack(header, num=4)
+
+    def plain():
+        return _part_of_jpeg(encoded, window_of(tf.stack([height, width])))
+
+    def odd():
+        branches = [  # in the order of the routes; _pillow's result has no static shape
+            plain,
+            lambda: _turned_jpeg(encoded, tf.stack([height, width]), window_of, orientation),
+            lambda: _part(tf.io.decode_png(encoded, channels=3), window_of),
+            lambda: _part(tf.ensure_shape(tf.numpy_function(_pillow, [encoded], tf.uint8), [None, None, 3]), window_of),
+        ]
+        return resize(tf.switch_case(route, branches), resolution, interpolation, maybe_large=True)
+
+    return tf.ensure_shape(
+        tf.cond(route == formats.PLAIN_JPEG, lambda: resize(plain(), resolution, interpolation), odd), [resolution, resolution, 3]
     )
-    return tf.where(orientation >= 5, size[::-1], size)
 
 
-def decode_window(encoded, size, window, orientation=1):
-    """Scalar string, its upright [height, width], window [y, x, height, width] of it -> uint8 [height, width, 3].
-
-    Decodes no more of a JPEG than it must.
-    """
+def _part_of_jpeg(encoded, window):
     import tensorflow as tf
 
-    def plain_jpeg():
-        # The accurate DCT costs no more and gives the pixels that Pillow gives; TensorFlow's default differs by 1 on average, 7 at most.
-        return tf.io.decode_and_crop_jpeg(encoded, window, channels=3, dct_method='INTEGER_ACCURATE')
-
-    def whole():
-        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-        return tf.image.crop_to_bounding_box(image, window[0], window[1], window[2], window[3])
-
-    def jpeg():
-        stored = _stored_window(size, window, orientation)
-        return _upright(tf.io.decode_and_crop_jpeg(encoded, stored, channels=3, dct_method='INTEGER_ACCURATE'), orientation)
-
-    is_jpeg = _is_jpeg(encoded)
-    odd = functools.partial(tf.cond, is_jpeg, jpeg, whole)
-    return tf.ensure_shape(tf.cond(is_jpeg & (orientation == 1), plain_jpeg, odd), [None, None, 3])
+    # The accurate DCT costs no more and gives the pixels that Pillow gives; TensorFlow's default differs by 1 on average, 7 at most.
+    return tf.io.decode_and_crop_jpeg(encoded, window, channels=3, dct_method='INTEGER_ACCURATE')
 
 
-def _is_jpeg(encoded):
+def _turned_jpeg(encoded, stored_size, window_of, orientation):
     import tensorflow as tf
 
-    return tf.strings.substr(encoded, 0, len(_JPEG)) == _JPEG
+    size = tf.where(orientation >= 5, stored_size[::-1], stored_size)
+    part = _part_of_jpeg(encoded, _stored_window(size, window_of(size), orientation))
+    return tf.cond(orientation == 1, lambda: part, lambda: _upright(part, orientation))
+
+
+def _part(image, window_of):
+    import tensorflow as tf
+
+    window = window_of(tf.shape(image)[:2])
+    return tf.image.crop_to_bounding_box(image, window[0], window[1], window[2], window[3])
+
+
+def _pillow(encoded):
+    try:
+        return pixels.upright(np.asarray(encoded, object).item())  # bytes in a graph, an array of one object in eager code
+    except Exception as error:  # Pillow's readers raise every kind there is; TensorFlow knows what a ValueError is
+        raise UserError(f'{type(error).__name__}: {error}') from error
 
 
 def _flips(orientation):
@@ -132,13 +78,10 @@ def _flips(orientation):
 def _upright(image, orientation):
     import tensorflow as tf
 
-    def turn():
-        transposed, left_right, up_down = _flips(orientation)
-        turned = tf.cond(transposed, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
-        turned = tf.cond(left_right, lambda: turned[:, ::-1], lambda: turned)
-        return tf.cond(up_down, lambda: turned[::-1], lambda: turned)
-
-    return tf.cond(orientation == 1, lambda: image, turn)
+    transposed, left_right, up_down = _flips(orientation)
+    turned = tf.cond(transposed, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
+    turned = tf.cond(left_right, lambda: turned[:, ::-1], lambda: turned)
+    return tf.cond(up_down, lambda: turned[::-1], lambda: turned)
 
 
 def _stored_window(size, window, orientation):
@@ -152,17 +95,32 @@ def _stored_window(size, window, orientation):
     return tf.where(transposed, tf.stack([x, y, width, height]), tf.stack([y, x, height, width]))
 
 
-def resize(image, resolution, interpolation):
+def resize(image, resolution, interpolation, maybe_large=False):
     """[h, w, 3] uint8 tensor -> uint8 [resolution, resolution, 3], rounded.
 
     'bicubic' and 'bilinear' sample at pixel centres without low-pass, as tf.image.resize does. '*_antialias' low-pass when shrinking,
     as Pillow and timm do. 'bicubic_tf1' is tf.compat.v1.image.resize_bicubic, whose grid starts at the corner and whose cubic has
     a = -0.75: the published weights were trained with it.
+    maybe_large: beyond formats.PLAIN_PIXELS no float32 copy of the image is made; the numbers are the same.
     """
     import tensorflow as tf
 
+    def from_float():
+        return _resize(tf.cast(image, tf.float32)[None], resolution, interpolation)  # the same numbers as from uint8, in half the time
+
+    if maybe_large:
+        large = tf.size(image) > 3 * formats.PLAIN_PIXELS
+        out = tf.cond(large, lambda: _resize(image[None], resolution, interpolation), from_float)
+    else:
+        out = from_float()
+    return tf.cast(tf.clip_by_value(out, 0, 255) + 0.5, tf.uint8)  # truncation after + 0.5 rounds
+
+
+def _resize(batch, resolution, interpolation):
+    """[1, h, w, 3] uint8 or float32 -> float32 [resolution, resolution, 3]."""
+    import tensorflow as tf
+
     size = [resolution, resolution]
-    batch = tf.cast(image, tf.float32)[None]  # the same numbers as from uint8, in half the time
     if interpolation == 'bicubic':
         out = tf.raw_ops.ResizeBicubic(images=batch, size=size, half_pixel_centers=True)
     elif interpolation == 'bicubic_tf1':
@@ -171,7 +129,7 @@ def resize(image, resolution, interpolation):
         out = tf.raw_ops.ResizeBilinear(images=batch, size=size, half_pixel_centers=True)
     else:
         out = tf.image.resize(batch, size, method=interpolation.removesuffix('_antialias'), antialias=True)
-    return tf.cast(tf.clip_by_value(out[0], 0, 255) + 0.5, tf.uint8)  # truncation after + 0.5 rounds
+    return out[0]
 
 
 def check_interpolation(interpolation):

@@ -1,11 +1,12 @@
 """From an image file to what the network takes; one frozen record that travels with the weights."""
 
 import dataclasses
+import importlib.util
 from typing import Any
 
 import numpy as np
 
-from efficientnet_jax.data import decode
+from efficientnet_jax.data import decode, formats, pixels
 from efficientnet_jax.errors import UserError
 
 # Per channel, in units of the 0..255 pixel values. Sources: tensorflow/tpu efficientnet_builder.py (MEAN_RGB, STDDEV_RGB), the AdvProp
@@ -49,26 +50,45 @@ class Preprocess:
                     f'{name}={values!r} must be three numbers in pixel values 0..255' + (', above 0.' if name == 'std' else '.')
                 )
 
-    def __call__(self, image: bytes | np.ndarray, name: str = 'image') -> np.ndarray:
+    def __call__(self, image: bytes | np.ndarray, name: str = 'image', max_pixels: int = formats.MAX_PIXELS) -> np.ndarray:
         """Image-file bytes or uint8 [h, w], [h, w, 1], [h, w, 3] or [h, w, 4] array -> float32 [resolution, resolution, 3], normalised.
 
-        Raises UserError that contains `name` for empty, truncated or unreadable input.
+        max_pixels: a file with more is refused before it is decoded. Uses TensorFlow where it is installed, else Pillow and NumPy.
+        Raises UserError that contains `name` for empty, truncated, unreadable or larger input.
         """
-        return self.normalise(self.to_uint8(image, name))
+        return self.normalise(self.to_uint8(image, name, max_pixels))
 
-    def to_uint8(self, image: bytes | np.ndarray, name: str = 'image') -> np.ndarray:
+    def to_uint8(self, image: bytes | np.ndarray, name: str = 'image', max_pixels: int = formats.MAX_PIXELS) -> np.ndarray:
         """As __call__, without the normalisation: uint8 [resolution, resolution, 3]."""
+        light = importlib.util.find_spec('tensorflow') is None
+        if isinstance(image, (bytes, bytearray, memoryview)):
+            encoded = bytes(image)
+            header = formats.read_header(encoded, name, max_pixels)
+            try:
+                return self._cut(pixels.upright(encoded)) if light else self._in_tensorflow(encoded, header)
+            except Exception as error:  # Pillow and TensorFlow raise many kinds for what is damaged
+                raise UserError(formats.unreadable(encoded, name, error)) from error
+        array = _rgb(np.asarray(image), name)
+        if light:
+            return self._cut(array)
         import tensorflow as tf
 
-        if isinstance(image, (bytes, bytearray, memoryview)):
-            encoded, orientation = decode.mend(bytes(image), name)
-            try:
-                return self.graph(tf.constant(encoded), tf.constant(orientation)).numpy()
-            except tf.errors.InvalidArgumentError as e:
-                raise UserError(decode.unreadable(encoded, name)) from e
-        pixels = _rgb(np.asarray(image), name)
-        y, x, height, width = (int(v) for v in self.window(tf.constant(pixels.shape[:2])))
-        return decode.resize(tf.constant(pixels[y : y + height, x : x + width]), self.resolution, self.interpolation).numpy()
+        y, x, height, width = (int(v) for v in self.window(tf.constant(array.shape[:2])))
+        return decode.resize(tf.constant(array[y : y + height, x : x + width]), self.resolution, self.interpolation).numpy()
+
+    def _in_tensorflow(self, encoded: bytes, header: formats.Header) -> np.ndarray:
+        import tensorflow as tf
+
+        return self.graph(tf.constant(encoded), tf.constant(header, tf.int32)).numpy()
+
+    def _cut(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [h, w, 3] -> uint8 [resolution, resolution, 3] as `graph` does, in NumPy."""
+        if self.crop is not None:
+            size = np.array(image.shape[:2])
+            side = max(1, int(np.float32(self._fraction()) * np.float32(size.min())))
+            y, x = (size - side + 1) // 2
+            image = image[y : y + side, x : x + side]
+        return pixels.resize(image, self.resolution, self.interpolation)
 
     def normalise(self, x: Any) -> Any:
         """[..., 3] uint8 or float, NumPy or jax -> float32, (x - mean) / std. Pure arithmetic: the jitted step calls it on the device."""
@@ -77,10 +97,9 @@ class Preprocess:
         std = np.asarray(self.std, np.float32).reshape(shape)
         return (x.astype(np.float32) - mean) / std
 
-    def graph(self, encoded: Any, orientation: Any) -> Any:
-        """Scalar string tensor and int32 tensor, both from decode.mend -> uint8 tensor [resolution, resolution, 3]; for tf.data."""
-        size = decode.image_size(encoded, orientation)
-        return decode.resize(decode.decode_window(encoded, size, self.window(size), orientation), self.resolution, self.interpolation)
+    def graph(self, encoded: Any, header: Any) -> Any:
+        """Scalar string tensor and int32 [4] tensor (formats.Header) -> uint8 tensor [resolution, resolution, 3]; for tf.data."""
+        return decode.image(encoded, header, self.window, self.resolution, self.interpolation)
 
     def window(self, size: Any) -> Any:
         """int32 tensor [height, width] -> int32 tensor [y, x, height, width], the part of the image that is used."""
@@ -88,9 +107,13 @@ class Preprocess:
 
         if self.crop is None:
             return tf.concat([[0, 0], size], 0)
-        fraction = self.crop if isinstance(self.crop, float) else self.resolution / (self.resolution + self.crop)
-        side = tf.maximum(1, tf.cast(fraction * tf.cast(tf.reduce_min(size), tf.float32), tf.int32))
+        side = tf.maximum(1, tf.cast(self._fraction() * tf.cast(tf.reduce_min(size), tf.float32), tf.int32))
         return tf.concat([(size - side + 1) // 2, [side, side]], 0)
+
+    def _fraction(self) -> float:
+        """Side of the centre square as a part of the shorter side of the image."""
+        assert self.crop is not None
+        return self.crop if isinstance(self.crop, float) else self.resolution / (self.resolution + self.crop)
 
 
 def _rgb(pixels: np.ndarray, name: str) -> np.ndarray:

@@ -112,7 +112,7 @@ class FolderSource(Source):
             return f.read(), int(self._labels[index])
 
     def describe(self, index):
-        return self._paths[index]
+        return folder.printable(self._paths[index])
 
 
 class CachedSource(Source):

@@ -50,7 +50,7 @@ def lines(found: dict[str, Any]) -> str:
     return f'most confused ({found["weights"]}): ' + ('; '.join(shown) or 'none')
 
 
-def write(workdir: str, found: dict[str, Any], examples: dict[str, np.ndarray], source, preprocess) -> None:
+def write(workdir: str, found: dict[str, Any], examples: dict[str, np.ndarray], source, preprocess, max_pixels: int) -> None:
     """Leaves confused.json, samples.png, and up to MATRIX_CLASSES classes confusion.png and confusion.csv in workdir. Process 0 alone calls it."""
     names, matrix = found['classes'], found['matrix']
     storage.write_json(os.path.join(workdir, 'confused.json'), {name: value for name, value in found.items() if name != 'matrix'})
@@ -61,7 +61,7 @@ def write(workdir: str, found: dict[str, Any], examples: dict[str, np.ndarray], 
         pictures.draw_confusion(np.array(matrix), names, os.path.join(workdir, 'confusion.png'), title)
     rows = []
     for heading, chosen in chosen_samples(examples).items():
-        images = [preprocess.to_uint8(source.read([i])[0][0], name=source.describe(i)) for i in chosen]
+        images = [preprocess.to_uint8(source.read([i])[0][0], source.describe(i), max_pixels) for i in chosen]
         rows.append((heading, images, [label_of(examples, i, names) for i in chosen]))
     pictures.draw_samples(rows, os.path.join(workdir, 'samples.png'), title)
 

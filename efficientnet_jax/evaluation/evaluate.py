@@ -37,7 +37,8 @@ def evaluate(config, workdir: str) -> dict:
         os.makedirs(workdir, exist_ok=True)  # with init_from it may be new
     with Progress(workdir, total_steps=-(-len(source) // config.eval_batch_size)) as progress:
         progress.doing(f'Evaluating step {step} on {len(source)} images of {source.name}.')
-        outputs = outputs_of(inference.jit(examples_step), weights, source, inference, config.eval_batch_size, config.max_corrupt, progress)
+        limits = {'max_corrupt': config.max_corrupt, 'max_pixels': config.max_pixels}
+        outputs = outputs_of(inference.jit(examples_step), weights, source, inference, config.eval_batch_size, progress, **limits)
     scores = {split: means([batch_sums for batch_sums, _ in parts]) for split, parts in outputs.items()}
     split = 'eval_ema' if 'eval_ema' in outputs else 'eval'
     examples = {name: np.concatenate([part[name] for _, part in outputs[split]])[: len(source)] for name in outputs[split][0][1]}
@@ -48,6 +49,6 @@ def evaluate(config, workdir: str) -> dict:
         for split, score in scores.items():
             print(f'{split}: top-1 {score["top1"]:.2%}, top-5 {score["top5"]:.2%}, loss {score["loss"]:.4f} over {score["count"]} images')
         print(confusion.lines(confused))
-        confusion.write(workdir, confused, examples, source, inference.preprocess)
+        confusion.write(workdir, confused, examples, source, inference.preprocess, config.max_pixels)
         page.leave(workdir, result, as_dict(config))
     return result

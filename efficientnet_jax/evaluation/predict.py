@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
+import logging
 import os
 
 import jax
 import numpy as np
 
-from efficientnet_jax.data.folder import IMAGE_SUFFIXES
+from efficientnet_jax.data import folder, formats, pixels
 from efficientnet_jax.errors import UserError
 from efficientnet_jax.evaluation.restore import restore
 from efficientnet_jax.reporting import pictures
@@ -37,7 +37,7 @@ def predict(
     restored = restore(config, workdir, best=True, split=False)
     module, preprocess, step = restored.inference.module, restored.inference.preprocess, restored.step
     names = restored.class_names or tuple(str(i) for i in range(module.num_classes))
-    ends = run(module, restored.best, preprocess, paths)
+    ends = run(module, restored.best, preprocess, paths, config.max_pixels)
     predictions = []
     for path, row in zip(paths, np.asarray(jax.nn.softmax(ends['logits'])), strict=True):
         best = np.argsort(-row, kind='stable')[:5]
@@ -51,7 +51,7 @@ def predict(
     return predictions
 
 
-def run(module, variables, preprocess, paths: list[str]) -> dict[str, np.ndarray]:
+def run(module, variables, preprocess, paths: list[str], max_pixels: int = formats.MAX_PIXELS) -> dict[str, np.ndarray]:
     """{'pooled': float32 [N, C], 'logits': float32 [N, classes]} of image files, prepared as the weights want it. Raises UserError as read."""
 
     @jax.jit
@@ -62,7 +62,7 @@ def run(module, variables, preprocess, paths: list[str]) -> dict[str, np.ndarray
     size = min(BATCH, len(paths))
     parts = []
     for i in range(0, len(paths), size):
-        batch = [preprocess.to_uint8(read(path), name=path) for path in paths[i : i + size]]
+        batch = [preprocess.to_uint8(read(path), folder.printable(path), max_pixels) for path in paths[i : i + size]]
         padded = np.stack(batch + [batch[-1]] * (size - len(batch)))  # one shape, one compilation
         parts.append({name: np.asarray(value)[: len(batch)] for name, value in forward(variables, padded).items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -74,15 +74,13 @@ def show(predictions: list[dict], as_json: bool) -> None:
         print(json.dumps(predictions))
         return
     for prediction in predictions:
-        print(prediction['image'])
+        print(folder.printable(prediction['image']))
         for top in prediction['top']:
             print(f'  {top["probability"]:7.2%}  {top["name"]}')
 
 
 def draw(predictions: list[dict], path: str) -> None:
     """A .png with two images a row, each with its top-5 as bars beside it."""
-    import PIL.Image
-    import PIL.ImageOps
     from matplotlib.figure import Figure
 
     rows = -(-len(predictions) // 2)
@@ -94,8 +92,7 @@ def draw(predictions: list[dict], path: str) -> None:
             bars.axis('off')
             continue
         prediction = predictions[i]
-        image = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(read(prediction['image']))))
-        photo.imshow(image.convert('RGB'))
+        photo.imshow(pixels.upright(read(prediction['image'])))  # which `run` has read: within max_pixels, and whole
         photo.set_title(pictures.plain(os.path.basename(prediction['image'])), fontsize=8)
         top = prediction['top'][::-1]
         bars.barh(range(len(top)), [item['probability'] for item in top], color='0.85')
@@ -107,21 +104,27 @@ def draw(predictions: list[dict], path: str) -> None:
 
 
 def find(images: list[str]) -> list[str]:
-    """Files as they are named, and the image files of named folders at any depth, sorted. Raises UserError for a name that is neither."""
+    """Files as they are named, and the image files of named folders at any depth, sorted.
+
+    What in a folder is no image by its suffix, or no file, is counted and named in a warning. Raises UserError for a name that is neither.
+    """
     if not images:
         raise UserError('mode=predict needs image files or folders: main.py --config=... --workdir=... --mode=predict a.jpg photos/')
     paths = []
     for image in images:
         if os.path.isdir(image):
-            inside = [os.path.join(folder, name) for folder, _, files in os.walk(image) for name in files]
-            inside = sorted(path for path in inside if path.lower().endswith(IMAGE_SUFFIXES))
+            inside, others = folder.list_images(image, depths=None)
+            passed_over = folder.describe_others(others)
             if not inside:
-                raise UserError(f'{image} is a folder without image files ({", ".join(IMAGE_SUFFIXES)}).')
-            paths += inside
+                found = passed_over and f' Passed over: {passed_over}.'
+                raise UserError(f'{image} is a folder without image files ({", ".join(formats.SUFFIXES)}).{found}')
+            if passed_over:
+                logging.getLogger(__name__).warning('%s: passed over %s.', image, passed_over)
+            paths += sorted(os.path.join(image, *parts) for parts in inside)
         elif os.path.isfile(image):
             paths.append(image)
         else:
-            raise UserError(f'{image} is not a file; name image files (JPEG, PNG, GIF, BMP).')
+            raise UserError(f'{image} is not a file; name image files ({", ".join(formats.FORMATS)}).')
     return paths
 
 

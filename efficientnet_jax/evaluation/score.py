@@ -24,12 +24,15 @@ class Interrupted(Exception):
     """A pass was asked to stop before its end."""
 
 
-def scorer(inference: Inference, source: sources.Source, batch_size: int, max_corrupt: int = 0) -> Callable[..., Scores]:
-    """score(weights, interrupt=None) -> Scores, compiled at its first call: means over all examples, on every host the same."""
+def scorer(inference: Inference, source: sources.Source, batch_size: int, **limits: int) -> Callable[..., Scores]:
+    """score(weights, interrupt=None) -> Scores, compiled at its first call: means over all examples, on every host the same.
+
+    limits: max_corrupt and max_pixels of pipeline.eval_batches.
+    """
     step = inference.jit(eval_step)
 
     def score(weights: Weights, interrupt: Callable[[], bool] | None = None) -> Scores:
-        outputs = outputs_of(step, weights, source, inference, batch_size, max_corrupt, interrupt=interrupt)
+        outputs = outputs_of(step, weights, source, inference, batch_size, interrupt=interrupt, **limits)
         return {split: means(batch_sums) for split, batch_sums in outputs.items()}
 
     return score
@@ -41,19 +44,20 @@ def outputs_of(
     source: sources.Source,
     inference: Inference,
     batch_size: int,
-    max_corrupt: int = 0,
     progress: Progress | None = None,
     interrupt: Callable[[], bool] | None = None,
+    **limits: int,
 ) -> dict[str, list]:
     """{'eval': what step(variables, batch) gives for each batch of the source, on the host, ...} for each of the weights.
 
     progress: told of batches as of steps. interrupt: asked after every batch, on every host; raises Interrupted where it says so.
+    limits: max_corrupt and max_pixels of pipeline.eval_batches.
     """
     outputs: dict[str, list] = {split: [] for split in weights}
     data = inference.mesh.shape['data']
     batch_size = min(batch_size, -(-len(source) // data) * data)  # a last batch is filled up to it: a few images must not cost a whole one
-    hosts = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
-    batches = pipeline.eval_batches(source, batch_size=batch_size, preprocess=inference.preprocess, max_corrupt=max_corrupt, **hosts)
+    given = limits | {'process_index': jax.process_index(), 'process_count': jax.process_count()}
+    batches = pipeline.eval_batches(source, batch_size=batch_size, preprocess=inference.preprocess, **given)
     on_devices = pipeline.prefetch(batches, functools.partial(put, inference.mesh))
     told = time.monotonic()
     for done, batch in enumerate(on_devices, start=1):

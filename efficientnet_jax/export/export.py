@@ -20,7 +20,7 @@ from efficientnet_jax.evaluation.predict import find, read
 from efficientnet_jax.evaluation.restore import restore
 from efficientnet_jax.export.tflite import calibration, write_tflite
 from efficientnet_jax.reporting import page
-from efficientnet_jax.runs import record, storage
+from efficientnet_jax.runs import options, record, storage
 from efficientnet_jax.weights.from_workdir import write_description
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -104,14 +104,8 @@ def export(config, workdir: str) -> dict:
 
 
 def check(config) -> None:
-    """Raises UserError for knobs of config.export that cannot work."""
-    knobs = config.export
-    unknown = [name for name in knobs.formats if name not in FORMATS]
-    if unknown or not knobs.formats:
-        raise UserError(f'export.formats={tuple(knobs.formats)} must be some of {", ".join(FORMATS)}.')
-    for knob in ('check_images', 'calibration_images'):
-        if knobs[knob] < 1:
-            raise UserError(f'export.{knob}={knobs[knob]} must be at least 1.')
+    """Raises UserError for options that cannot work, and where several processes would write one file."""
+    options.check(config)
     if jax.process_count() > 1:
         raise UserError('mode=export runs on one machine; start it with --processes=1 on the one that has the workdir.')
 
@@ -130,7 +124,7 @@ def some_images(config, split: str, preprocess, count: int) -> np.ndarray:
         source = sources.open_source(config.dataset, split, config.data_dir)
         indices = spread(range(len(source)), count)
         encoded = [(source.describe(i), image) for i, image in zip(indices, source.read(indices)[0], strict=True)]
-    return np.stack([preprocess.to_uint8(image, name) for name, image in encoded])
+    return np.stack([preprocess.to_uint8(image, name, config.max_pixels) for name, image in encoded])
 
 
 def spread(items, count: int) -> list:

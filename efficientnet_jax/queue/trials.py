@@ -33,11 +33,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from efficientnet_jax.errors import UserError
-from efficientnet_jax.queue import storages
+from efficientnet_jax.queue import journals, storages
 from efficientnet_jax.queue.leases import Claim
 
 # Trials of one point that may be lost with their worker before the point is given up: it may be what kills them.
 MAX_ATTEMPTS = 5
+SETTINGS_SECONDS = 10.0  # that a process waits for the settings of a study that another has just made
 AGAIN = ('expired', 'given back')  # values of `why` after which a point is queued again
 OWN_ATTRIBUTES = ('key', 'point', 'worker', 'beat', 'why')
 
@@ -57,27 +58,33 @@ def open_study(storage: str, name: str, settings: Mapping[str, Any], *, directio
     opened = storages.open_storage(storage)
     settings = json.loads(json.dumps(settings))  # tuples become lists, as they come back
     sampler = sampler or optuna.samplers.RandomSampler()
-    try:  # one process makes the study and writes its settings
-        study = optuna.create_study(storage=opened, study_name=name, directions=list(directions), sampler=sampler)
-        study.set_user_attr('settings', settings)
-    except optuna.exceptions.DuplicatedStudyError:
-        study = optuna.load_study(storage=opened, study_name=name, sampler=sampler)
-        there = _settings_of(study)
-        if there is None:  # who made it died before it wrote them
+    with journals.reading(storage):
+        try:  # one process makes the study and writes its settings
+            study = optuna.create_study(storage=opened, study_name=name, directions=list(directions), sampler=sampler)
             study.set_user_attr('settings', settings)
-        elif there != settings:
-            differ = [
-                f'{k}={there.get(k)!r} there, {settings.get(k)!r} here' for k in sorted(there | settings) if there.get(k) != settings.get(k)
-            ]
+        except optuna.exceptions.DuplicatedStudyError:
+            study = optuna.load_study(storage=opened, study_name=name, sampler=sampler)
+            there = _settings_of(study)
+            if there is None:  # who made it died before it wrote them
+                study.set_user_attr('settings', settings)
+            elif there != settings:
+                differ = [
+                    f'{k}={there.get(k)!r} there, {settings.get(k)!r} here'
+                    for k in sorted(there | settings)
+                    if there.get(k) != settings.get(k)
+                ]
+                raise UserError(
+                    f'study {name!r} in {storages.public(storage)} has other settings: {"; ".join(differ)}. Choose another name, storage or workdir.'
+                ) from None
+        if [direction.name.lower() for direction in study.directions] != list(directions):
             raise UserError(
-                f'study {name!r} in {storages.public(storage)} has other settings: {"; ".join(differ)}. Choose another name, storage or workdir.'
-            ) from None
-    if [direction.name.lower() for direction in study.directions] != list(directions):
-        raise UserError(
-            f'study {name!r} in {storages.public(storage)} has directions {study.directions}, not {directions}; choose another name.'
-        )
+                f'study {name!r} in {storages.public(storage)} has directions {study.directions}, not {directions}; choose another name.'
+            )
     lock = storage.removeprefix('sqlite:///') + '.claim' if storage.startswith('sqlite:') else None
-    return Queue(study, opened, lease_seconds, lock)
+    queue = Queue(study, opened, lease_seconds, lock)
+    with journals.reading(storage):
+        queue.points()
+    return queue
 
 
 class Queue:
@@ -223,7 +230,7 @@ class Queue:
 
     def _claimed(self, trial) -> Claim | None:
         """A claim on a trial that this process has just set to running, or None where another trial of its key comes first."""
-        key = trial.user_attrs['key']
+        key = trial.user_attrs.get('key', f'ask{trial.number}')
         earlier = [t for t in self._trials() if t.number < trial.number and t.user_attrs.get('key') == key]
         if any(t.state.name != 'FAIL' for t in earlier):
             self._fail(trial._trial_id, 'duplicate')
@@ -257,9 +264,9 @@ def _point(trial) -> dict[str, Any]:
     return dict(trial.user_attrs.get('point') or trial.params)
 
 
-def _settings_of(study, seconds: float = 10.0) -> dict[str, Any] | None:
+def _settings_of(study) -> dict[str, Any] | None:
     """The settings of a study that another process made; it may be about to write them."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + SETTINGS_SECONDS
     while 'settings' not in study.user_attrs and time.monotonic() < end:
         time.sleep(0.1)
     return study.user_attrs.get('settings')

@@ -1,77 +1,120 @@
-"""What a checkpoint must hold: the arrays of the model, bit for bit, and whether a failure to read them is damage or the machine's fault."""
+"""What a checkpoint must hold: a sum of the bits of every array, and the size and CRC-32 of every file.
+
+The sums are of the arrays in memory when they were saved: they decide whether what was restored is right, whatever the file format
+notices. The checksums of the files decide why restoring failed: files that are what was written are never called damaged, so that
+too many open files, a full memory or a busy device cannot cost a checkpoint.
+"""
 
 from __future__ import annotations
 
-import errno
+import json
 import os
-import re
-from typing import Any
+import pathlib
+import zlib
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from efficientnet_jax.errors import NotFinite, StorageError, UserError
+from efficientnet_jax.errors import NotFinite, StorageError
+from efficientnet_jax.runs import storage
+from efficientnet_jax.runs.hosts import everywhere
 
-# What the operating system says of a file that is gone or no file; all else that it says is about the machine, and the file may be intact.
-GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-# Of TensorStore and XLA, where they give no number of the operating system's.
-OF_THE_MACHINE = ('RESOURCE_EXHAUSTED', 'PERMISSION_DENIED', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'CANCELLED', 'ABORTED')
-
-
-class ShapeMismatch(UserError):
-    """A checkpoint whose arrays have other names or shapes than the model's."""
-
-
-class Damaged(StorageError):
-    """A checkpoint whose bits are not those that were saved."""
+CONTENTS = 'contents.json'
+CHUNK_BYTES = 1 << 20
 
 
 class NotFiniteState(NotFinite):
     """A state that must not be saved: an update has left NaN or infinities in it."""
 
 
-def of_the_machine(error: BaseException, files: str) -> bool:
-    """Whether a failure to read a checkpoint says something of this machine (open files, memory, permissions, a device) and not of it.
+class Contents(NamedTuple):
+    """The content of STEP/contents.json."""
 
-    files: its folder. Where the error alone does not tell, all files of it are read: what the machine cannot read now is not damaged.
+    arrays: dict[str, int]  # 'params/stem/kernel' -> bit sum
+    files: dict[str, list[int]]  # 'default/manifest.ocdbt' -> [bytes, CRC-32]
+
+
+def seal(folder: pathlib.Path, arrays: dict[str, int]) -> None:
+    """Writes contents.json into a folder that holds everything else, and returns when all of it is on the disk."""
+    files = {}
+    for path, _, names in os.walk(folder):
+        for name in names:
+            file = pathlib.Path(path, name)
+            files[str(file.relative_to(folder))] = checksum(file, sync=True)
+        storage.sync_folder(path)
+    storage.write_json(str(folder / CONTENTS), {'arrays': arrays, 'files': dict(sorted(files.items()))})
+
+
+def read_contents(folder: pathlib.Path) -> Contents:
+    """Raises ValueError when the file is not of this form, OSError when it cannot be read."""
+    content = json.loads((folder / CONTENTS).read_bytes().decode())
+    arrays, files = (content.get(name) if isinstance(content, dict) else None for name in Contents._fields)
+    well_formed = isinstance(arrays, dict) and isinstance(files, dict) and all(isinstance(sum, int) for sum in arrays.values())
+    if not (well_formed and all(isinstance(pair, list) and len(pair) == 2 for pair in files.values())):
+        raise ValueError(f'{CONTENTS} has another form')
+    return Contents(arrays, files)
+
+
+def damages(folder: pathlib.Path) -> list[str]:
+    """What differs in a checkpoint's files from what was written, a phrase each; nothing where they are intact.
+
+    A checkpoint gets its name only after contents.json is in it, so one without is damaged (or of a version before this file).
+    Raises StorageError for a file that is there and cannot be read: that says nothing about what it holds.
     """
-    seen: BaseException | None = error
-    while seen is not None:
-        number = seen.errno if isinstance(seen, OSError) else None
-        number = number or next((int(n) for n in re.findall(r'OS error (\d+)', str(seen))), None)
-        if isinstance(seen, MemoryError) or (number is not None and number not in GONE):
-            return True
-        if number is None and any(word in str(seen)[:400] for word in OF_THE_MACHINE):
-            return True
-        seen = seen.__cause__ or seen.__context__
     try:
-        for folder, _, names in os.walk(files, onerror=_raise):
-            for name in names:
-                with open(os.path.join(folder, name), 'rb') as file:
-                    while file.read(1 << 24):
-                        pass
-    except OSError as problem:
-        return problem.errno not in GONE
-    return False
+        contents = read_contents(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return [f'{CONTENTS} is missing']
+    except ValueError:  # of JSON, of UTF-8, or of its form
+        return [f'{CONTENTS} is not what was written']
+    except OSError as error:
+        raise unreadable(folder / CONTENTS, error) from error
+    found = []
+    for name, (size, crc) in contents.files.items():
+        try:
+            size_there, crc_there = checksum(folder / name)
+        except (FileNotFoundError, NotADirectoryError):
+            found.append(f'{name} is missing')
+            continue
+        except OSError as error:
+            raise unreadable(folder / name, error) from error
+        if size_there != size:
+            found.append(f'{name} has {size_there} bytes instead of {size}')
+        elif crc_there != crc:
+            found.append(f'{name} has other bytes than were written')
+    return found
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def unreadable(path: pathlib.Path, error: OSError) -> StorageError:
+    """The error for a file that is there and cannot be read."""
+    return StorageError(
+        f'{path} cannot be read ({error.strerror or error}). That says nothing about its content, so nothing was moved; '
+        'mend the cause and give the same command again.'
+    )
+
+
+def checksum(path: pathlib.Path, sync: bool = False) -> list[int]:
+    """[bytes, CRC-32] of a file. sync: also wait until it is on the disk."""
+    size = crc = 0
+    with open(path, 'rb') as file:
+        while chunk := file.read(CHUNK_BYTES):
+            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+        if sync:
+            os.fsync(file.fileno())
+    return [size, crc]
 
 
 def check_finite(tree) -> None:
-    """Raises NotFiniteState naming an array with NaN or infinities, on every host the same."""
+    """Raises NotFiniteState naming arrays with NaN or infinities, on every host. All hosts call it."""
     bad = [
-        '/'.join(_key(k) for k in path)
+        array_name(path)
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
         if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating) and not all(np.isfinite(piece).all() for piece in _pieces(leaf))
     ]
-    found = bool(bad)
-    if jax.process_count() > 1:
-        found = bool(np.any(multihost_utils.process_allgather(np.asarray(found))))
-    if found:
-        raise NotFiniteState(f'{len(bad)} arrays hold NaN or infinities, for example {bad[0] if bad else "one on another host"}')
+    if not everywhere(not bad):
+        raise NotFiniteState(f'{len(bad)} arrays hold NaN or infinities: {", ".join(bad[:4]) or "those on another host"}')
 
 
 def _pieces(leaf) -> list[Any]:
@@ -83,7 +126,7 @@ def bit_sums(tree) -> dict[str, int]:
     """{'params/stem/conv/kernel': sum of its 32-bit words modulo 2^64, ...}, the same on all hosts and for every sharding.
 
     A change of one word always shows. Computed on the host: as a jitted function of a thousand arrays it takes longer to
-    compile than a small model's whole step.
+    compile than a small model's whole step. All hosts call it.
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     sums = np.zeros(len(leaves), np.uint64)
@@ -96,44 +139,9 @@ def bit_sums(tree) -> dict[str, int]:
         halves = np.stack([sums & np.uint64(0xFFFFFFFF), sums >> np.uint64(32)]).astype(np.uint32)  # JAX has no 64 bits by default
         halves = multihost_utils.process_allgather(halves).astype(np.uint64)  # [hosts, 2, arrays]
         sums = np.sum(halves[:, 0] + (halves[:, 1] << np.uint64(32)), axis=0, dtype=np.uint64)
-    return {'/'.join(_key(k) for k in path): int(value) for (path, _), value in zip(leaves, sums, strict=True)}
+    return {array_name(path): int(value) for (path, _), value in zip(leaves, sums, strict=True)}
 
 
-def flat_shapes(tree) -> dict[str, tuple[int, ...]]:
-    """{'params/stem/kernel': (3, 3, 3, 32), ...} of a tree of arrays or of Orbax metadata."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, 'shape'))[0]
-    return {'/'.join(_key(k) for k in path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, 'shape')}
-
-
-def _key(k) -> str:
-    """A tree path's part as Orbax names it: dict key, attribute or index."""
-    return str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k))))
-
-
-def check_shapes(saved, wanted, where: str) -> None:
-    """Raises ShapeMismatch with the diff unless both trees have the same weights (params and batch_stats)."""
-    have = {k: v for k, v in flat_shapes(saved).items() if k.startswith(('params/', 'batch_stats/'))}
-    want = {k: v for k, v in flat_shapes(wanted).items() if k.startswith(('params/', 'batch_stats/'))}
-    missing, unused = sorted(want.keys() - have.keys()), sorted(have.keys() - want.keys())
-    shapes = [f'{k} {have[k]} there, {want[k]} here' for k in sorted(want.keys() & have.keys()) if want[k] != have[k]]
-    if not (missing or unused or shapes):
-        return
-    classifier = 'params/classifier/bias'
-    classes = ''
-    if classifier in have and classifier in want and have[classifier] != want[classifier]:
-        classes = f' It was trained for {have[classifier][0]} classes; the data set here has {want[classifier][0]}.'
-    parts = [
-        f'{len(x)} {name}: {"; ".join(x[:4])}' for name, x in (('missing', missing), ('unused', unused), ('of other shape', shapes)) if x
-    ]
-    raise ShapeMismatch(f'The checkpoint {where} does not fit this model.{classes} {". ".join(parts)}. Use the config it was trained with.')
-
-
-def check_names(saved: set[str], wanted, where: str) -> None:
-    """Raises ShapeMismatch where a whole state has arrays of other names: of another optimizer, or another version of it."""
-    have, want = saved, set(flat_shapes(wanted))
-    if have != want:
-        differ = sorted(have ^ want)
-        raise ShapeMismatch(
-            f'The checkpoint {where} holds the state of another optimizer, or of another version of its library: {len(differ)} arrays are in one '
-            f'alone, for example {differ[0]}. Use the config and versions that it was trained with; evaluate and predict need the weights alone.'
-        )
+def array_name(path) -> str:
+    """'params/stem/kernel' of a tree path, its parts as Orbax names them: dict key, attribute or index."""
+    return '/'.join(str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path)

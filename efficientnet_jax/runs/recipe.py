@@ -9,7 +9,7 @@ from typing import Any
 # Options that say how a run is run and watched, not what it computes: they may change when it is resumed.
 RUNTIME_KNOBS = (
     'mesh', 'data_dir', 'eval_batch_size', 'eval_every_epochs', 'checkpoint_every_epochs', 'keep_last', 'keep_best', 'log_every_steps',
-    'nan_rollbacks', 'max_corrupt', 'cache', 'export', 'study', 'supernet', 'plan', 'search',
+    'nan_rollbacks', 'max_corrupt', 'max_pixels', 'cache', 'export', 'study', 'supernet', 'plan', 'search',
 )  # fmt: skip
 
 # Options that change what a trained network computes; the other preprocessing is the run's own

@@ -82,9 +82,6 @@ def _rungs(knobs, horizon: Horizon) -> list[int]:
 def check(config, space: Space, candidates: list[Candidate]) -> None:
     """Builds, without compiling, what would be trained of the candidates. Raises UserError for a knob that cannot work."""
     knobs = config.search
-    for name, low in (('epochs', 0), ('steps', 1), ('warmup_epochs', 0), ('resolution', 8), ('rungs', 1), ('rung_factor', 2)):
-        if knobs[name] is not None and not knobs[name] >= low:
-            raise UserError(f'search.{name}={knobs[name]} must be at least {low}.')
     source = sources.open_source(config.dataset, knobs.train_split, config.data_dir)
     for candidate in candidates:
         training_of(full_config(config, space, candidate), source.num_classes, len(source))

@@ -49,8 +49,6 @@ def build(space: Space, config, num_classes: int, train_examples: int, devices=N
     if config.init_from is not None:
         raise UserError('init_from must be None: no published weights fit a supernet.')
     share = config.supernet.largest_share
-    if not 0 <= share <= 1:
-        raise UserError(f'supernet.largest_share={share} must be between 0 and 1.')
     setup = training_of(config, num_classes, train_examples, devices)
     same = ('num_classes', 'dtype', 'batch_norm_group', 'remat', 'classifier_init_scale', 'data_shards')
     return setup.with_module(Supernet(space, largest_share=share, **{name: getattr(setup.module, name) for name in same}))
@@ -111,14 +109,11 @@ class Evaluator:
 
     def __init__(self, setup: Training, config):
         self.space: Space = setup.module.space
-        number = config.supernet.calibration_batches
-        if number < 1:
-            raise UserError(f'supernet.calibration_batches={number} must be at least 1.')
-        self._calibration = train_batches(setup, config, number)
+        self._calibration = train_batches(setup, config, config.supernet.calibration_batches)
         source = sources.open_source(config.dataset, config.eval_split, config.data_dir)
         batches = pipeline.eval_batches(
             source, batch_size=config.eval_batch_size, preprocess=setup.preprocess, max_corrupt=config.max_corrupt,
-            process_index=jax.process_index(), process_count=jax.process_count(),
+            max_pixels=config.max_pixels, process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
         self._holdout = [put(setup.mesh, batch) for batch in batches]
         everywhere = replicated(setup.mesh)

@@ -39,7 +39,7 @@ def cam(config, workdir: str) -> dict[str, Any]:
     for name in named.split(','):
         own = record.exists(name)
         pretrained = weights.load(name, None if own else config.model, None if own else config.init_padding)
-        columns.append((os.path.basename(os.path.normpath(name)), [map_of(pretrained, path) for path in paths]))
+        columns.append((os.path.basename(os.path.normpath(name)), [map_of(pretrained, path, config.max_pixels) for path in paths]))
     picture = os.path.join(workdir, 'study', 'cam.png')
     found = [
         {name: {'class': maps[i]['class'], 'probability': maps[i]['probability']} for name, maps in columns} for i in range(len(paths))
@@ -54,9 +54,9 @@ def cam(config, workdir: str) -> dict[str, Any]:
     return result
 
 
-def map_of(pretrained: Pretrained, path: str) -> dict[str, Any]:
+def map_of(pretrained: Pretrained, path: str, max_pixels: int) -> dict[str, Any]:
     """{'pixels': uint8 [R, R, 3] as the network sees them, 'map': float [h, w] from 0 to 1, 'class': name, 'probability'} of an image file."""
-    pixels = pretrained.preprocess.to_uint8(read(path), name=path)
+    pixels = pretrained.preprocess.to_uint8(read(path), path, max_pixels)
     ends = forward(pretrained.module, pretrained.variables, pretrained.preprocess.normalise(pixels[None]))
     best = int(np.argmax(ends['logits'][0]))
     names = pretrained.class_names or (imagenet_names() if pretrained.module.num_classes == 1000 else None)

@@ -64,7 +64,7 @@ class Run:
 
 def state_scorer(setup: Training, source: sources.Source, config) -> Callable[..., Scores]:
     """score(state, interrupt) -> {'eval': {loss, top1, top5, count}, 'eval_ema': ...}, on all of a split."""
-    score = scorer(setup.inference, source, config.eval_batch_size, config.max_corrupt)
+    score = scorer(setup.inference, source, config.eval_batch_size, max_corrupt=config.max_corrupt, max_pixels=config.max_pixels)
     return lambda state, interrupt=None: score(setup.weights_of(state), interrupt)
 
 

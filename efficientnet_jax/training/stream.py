@@ -25,7 +25,7 @@ class Stream:
         batches = pipeline.train_batches(
             self._source, batch_size=config.batch_size, resolution=preprocess.resolution, seed=config.seed, start_step=number,
             augment=self._setup.augment, interpolation=preprocess.interpolation, max_corrupt=config.max_corrupt,
-            process_index=jax.process_index(), process_count=jax.process_count(),
+            max_pixels=config.max_pixels, process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
         self._batches = pipeline.prefetch(batches, functools.partial(put, self._setup.mesh))
 

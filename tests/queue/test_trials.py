@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from efficientnet_jax.queue import storages, trials
+from efficientnet_jax.errors import StorageError, UserError
+from efficientnet_jax.queue import journals, storages, trials
 from efficientnet_jax.runs import hosts
 from tests import postgres
 
@@ -212,6 +213,89 @@ def test_half_a_line_of_a_killed_writer_is_cut_off(journal):
     again = open_queue(journal)
     again.claim().complete(1.0)
     assert open_queue(journal).results()[0]['key'] == 'a'
+
+
+ONE_LINE = {'text': 'a thesis in one line, without its end', 'json': '{"accuracy": 0.7, "op": 0}', 'list': '[{"hash": "a"}]', 'number': '1'}
+
+
+@pytest.mark.parametrize('content', [*ONE_LINE.values(), *(f'{text}\nmore' for text in ONE_LINE.values()), '\0' * 9], ids=repr)
+def test_a_file_that_is_no_journal_is_left_as_it_is(tmp_path, content):
+    file = tmp_path / 'notes.json'
+    file.write_text(content)
+    with pytest.raises(UserError, match=r'storage=journal:.*/notes.json is no journal of a study: it begins with .* left as it is'):
+        open_queue(f'journal:{file}')
+    with pytest.raises(UserError, match='is no journal'):  # where it took the place of a journal that is open
+        journals.mend_last_line(str(file))
+    assert file.read_text() == content and [path.name for path in tmp_path.iterdir()] == ['notes.json']
+
+
+def test_a_journal_without_its_first_line_is_no_new_study(journal, tmp_path):
+    open_queue(journal).add(POINTS)
+    file = tmp_path / 'trials.journal'
+    rest = file.read_bytes().partition(b'\n')[2]
+    file.write_bytes(rest)
+    with pytest.raises(UserError, match='is damaged: its first line does not make a study, so that lines before it are lost'):
+        open_queue(journal)
+    assert file.read_bytes() == rest
+
+
+@pytest.mark.parametrize('length', [0, 1, 5, 40])
+def test_the_first_line_of_a_killed_writer_is_cut_off(journal, tmp_path, length):
+    open_queue(journal)
+    file = tmp_path / 'trials.journal'
+    file.write_bytes(file.read_bytes()[:length])
+    assert open_queue(journal).add(POINTS) == 6
+
+
+def test_a_last_line_without_its_end_is_kept_where_it_is_whole(journal, tmp_path):
+    open_queue(journal).add(POINTS)
+    file = tmp_path / 'trials.journal'
+    file.write_bytes(file.read_bytes()[:-1])
+    queue = open_queue(journal)
+    queue.claim().complete(1.0)
+    assert len(queue.points()) == 6 and len(open_queue(journal).results()) == 1
+
+
+def test_a_damaged_last_line_is_refused_before_the_next_is_written(journal, tmp_path):
+    open_queue(journal).add(POINTS)
+    file = tmp_path / 'trials.journal'
+    damaged = file.read_bytes()[:-9] + b'\n'
+    file.write_bytes(damaged)
+    with pytest.raises(UserError, match=r'trials.journal is damaged in line \d+ \(JSONDecodeError'):
+        open_queue(journal)
+    assert file.read_bytes() == damaged
+
+
+def test_records_that_are_json_and_nonsense_are_refused(journal, tmp_path):
+    queue = open_queue(journal)
+    queue.add(POINTS)
+    queue.claim().complete(1.0)
+    file = tmp_path / 'trials.journal'
+    file.write_text(file.read_text().replace('"datetime_start"', '"datetime_star"'))
+    with pytest.raises(UserError, match=r'trials.journal is damaged \(\w+Error: '):
+        open_queue(journal)
+
+
+def test_a_journal_must_be_a_file(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    for name in ('pipe', ''):
+        with pytest.raises(StorageError, match='is no regular file'):
+            open_queue(f'journal:{tmp_path}/{name}')
+
+
+@pytest.mark.parametrize(
+    ('storage', 'public'),
+    [
+        ('postgresql://u:p@ss@host/db', 'postgresql://u:***@host/db'),
+        ('postgresql://u:a/b?c@host/db', 'postgresql://u:***@host/db'),
+        ('postgresql://host/db?user=u&password=secret', 'postgresql://host/db?user=***&password=***'),
+        ('sqlite:////tmp/a.db', 'sqlite:////tmp/a.db'),
+        ('journal:/tmp/a', 'journal:/tmp/a'),
+    ],
+)
+def test_messages_hide_passwords(storage, public):
+    assert storages.public(storage) == public
+    assert storages.without_secrets('postgresql://u:p%40ss@h/d?password=hidden', 'no p@ss, p%40ss or hidden') == 'no ***, *** or ***'
 
 
 def test_one_name_with_two_settings(storage):

@@ -23,8 +23,8 @@ from efficientnet_jax.evaluation import inference, restore
 from efficientnet_jax.runs import hosts, record, storage
 from efficientnet_jax.runs import workdir as workdirs
 from efficientnet_jax.runs.checkpoint import Checkpoints
-from efficientnet_jax.runs.integrity import ShapeMismatch
 from efficientnet_jax.runs.integrity import bit_sums as state_bits
+from efficientnet_jax.runs.shapes import ShapeMismatch
 from efficientnet_jax.training import loop, setup
 from efficientnet_jax.training.setup import training_of
 from tests import tiny

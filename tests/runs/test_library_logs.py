@@ -42,9 +42,20 @@ def test_what_a_crash_says_is_not_lost(end):
     assert ('no AVX' in finished.stderr) == end.startswith('raise')
 
 
-def test_orbax_warnings_other_than_the_one_come_through():
-    code = "quiet.libraries(); from absl import logging; logging.warning('Given directory is read only=%s', 1); logging.warning('other')"
-    assert 'other' in (error := stderr_of(code).stderr) and 'read only' not in error
+def test_repeats_of_orbax_are_dropped_and_all_else_comes_through():
+    code = """
+quiet.libraries()
+from absl import logging
+logging.error('[process=%d] _SignalingThread.run() raised an exception: %s', 0, 'disk full')
+logging.error('another')
+class Late:
+    def __init__(self, text): self.text = text
+    def __del__(self): raise RuntimeError(self.text)
+Late('Event loop is closed')
+Late('a bug')
+"""
+    error = stderr_of(code).stderr
+    assert 'another' in error and 'a bug' in error and 'disk full' not in error and 'Event loop' not in error
 
 
 @pytest.mark.slow
