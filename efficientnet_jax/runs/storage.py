@@ -38,6 +38,8 @@ def _read(path: str) -> bytes:
             return f.read()
     except FileNotFoundError:
         raise
+    except NotADirectoryError as error:  # a file has the name of its folder
+        raise FileNotFoundError(error.errno, error.strerror, path) from error
     except OSError as error:  # permissions, a bad disk, too many open files: nothing says that the file is damaged
         raise StorageError(f'{path} cannot be read ({error.strerror or error}); mend that, then run the same command.') from error
 
