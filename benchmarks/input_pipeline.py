@@ -55,10 +55,8 @@ batches = stream()
 PLAIN = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from efficientnet_jax.data import pipeline, sources
-folder, batch, resolution, cores = sys.argv[2], *map(int, sys.argv[3:])
-source = sources.open_source(f'folder:{folder}', 'train+validation')
-batches = pipeline.train_batches(source, batch_size=batch, resolution=resolution, seed=0, read_threads=2 * cores)
+from benchmarks.input_pipeline import ours
+batches = ours(sys.argv[2])
 """
 
 
@@ -187,10 +185,6 @@ def device_speed(images):
     return images / (time.perf_counter() - start), images / (time.process_time() - cpu)
 
 
-def resident_bytes():
-    return int(pathlib.Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-
-
 def memory(folder, images):
     """Resident MiB after each tenth of `images`, the first of them after the start-up."""
     batches = ours(folder, on='device', **RAND)
@@ -198,7 +192,8 @@ def memory(folder, images):
     for step in range(images // BATCH):
         next(batches)
         if (step + 1) % max(1, images // BATCH // 10) == 0:
-            sizes.append(resident_bytes() / 2**20)
+            pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
+            sizes.append(pages * os.sysconf('SC_PAGE_SIZE') / 2**20)
     batches.close()
     return sizes
 
@@ -210,11 +205,6 @@ def restart(folder):
         f's = time.perf_counter(); b = input_pipeline.ours({folder!r}, start_step=100002); next(b); print(time.perf_counter() - s); b.close()'
     )
     return float(subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout)
-
-
-def commit(checkout):
-    """The commit of a checkout, as `git describe` writes it."""
-    return subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=checkout, capture_output=True, text=True).stdout.strip()
 
 
 def main():
@@ -256,8 +246,7 @@ def main():
             child.close()
         restarts = [restart(folder) for _ in range(3)]
         sizes = memory(folder, args.memory_images)
-    report = render(args, rounds, restarts, sizes)
-    print(report)
+    print(report := render(args, rounds, restarts, sizes))
     if args.record:
         pathlib.Path(args.record).write_text(report)
 
@@ -279,7 +268,7 @@ def render(args, rounds, restarts, sizes):
         '# The input pipeline',
         '',
         f'`python benchmarks/input_pipeline.py --images={args.images} --rounds={args.rounds} --memory_images={args.memory_images}`'
-        f'{" with --timm_python" if args.timm_python else ""}{f", --against commit {commit(args.against)}" if args.against else ""}, {time.strftime("%Y-%m-%d")}, {CORES} CPU cores, load average of the machine '
+        f'{" with --timm_python" if args.timm_python else ""}{f" and --against={args.against}" if args.against else ""}, {time.strftime("%Y-%m-%d")}, {CORES} CPU cores, load average of the machine '
         f'{os.getloadavg()[1]:.1f}, jax {jax.__version__} on {jax.devices()[0].device_kind}, TensorFlow {tf.__version__}.',
         f'{FILES} JPEGs of 500x375 at quality 92 to {RESOLUTION} px, batches of {BATCH}; medians of {args.rounds} rounds of {args.images} images.',
         '',

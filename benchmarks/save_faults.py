@@ -42,7 +42,7 @@ from efficientnet_jax.runs.shapes import array_types
 STEPS = 4  # that a process saves before it ends by itself
 BOUNDARIES = ('replace', 'rename', 'fsync', 'mkdir', 'unlink', 'rmdir')
 TRACED = ('fsync', 'writev', 'rename', 'write', 'unlinkat', 'mkdir')  # what Orbax and TensorStore save with on Linux
-WHEN = (1, 1, 2, 3, 5, 8, 13, 40)  # counted in each thread of its own: those of TensorStore make few calls
+WHEN = (1, 1, 2, 2, 3, 4)  # counted in each thread of its own: those of TensorStore make few calls
 
 
 def tiny_shapes():
@@ -146,7 +146,7 @@ def check(directory, shapes, say):
 def forked(task, *args):
     """(pid, pipe) of a process that runs task(*args, say), forked before any device is touched, so that it costs no imports.
 
-    Its stderr goes to the file SAVE_FAULTS_LOG, else nowhere.
+    What it prints goes to the file SAVE_FAULTS_LOG, else nowhere.
     """
     reading, writing = os.pipe()
     pid = os.fork()
@@ -155,7 +155,9 @@ def forked(task, *args):
         return pid, os.fdopen(reading)
     try:
         os.close(reading)
-        os.dup2(os.open(os.environ.get('SAVE_FAULTS_LOG', os.devnull), os.O_WRONLY | os.O_APPEND), 2)
+        log = os.open(os.environ.get('SAVE_FAULTS_LOG', os.devnull), os.O_WRONLY | os.O_APPEND)
+        os.dup2(log, 1)  # Gloo writes there
+        os.dup2(log, 2)
         task(*args, lambda *words: os.write(writing, f'{json.dumps(words)}\n'.encode()))
         os._exit(0)
     except BaseException as error:

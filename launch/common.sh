@@ -16,15 +16,19 @@ flavour() {
 }
 
 set_up() {
-    local kind=${FLAVOUR:-$(flavour)} python=${PYTHON:-python3} stamp
+    local kind=${FLAVOUR:-$(flavour)} python=${PYTHON:-python3} stamp version there=
+    local of='import sys; print("%d.%d" % sys.version_info[:2])'
+    [[ ! -x .venv/bin/python ]] || there=$(.venv/bin/python -c "$of")
+    [[ -n ${PYTHON:-} || -z $there ]] || python=.venv/bin/python # what is there is as good as any, unless one was asked for
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
         echo "$python is $("$python" --version); efficientnet_jax needs Python 3.11 or newer: PYTHON=python3.12 $0" >&2
         exit 1
     }
-    stamp="$kind $(cksum <requirements.txt)"
+    version=$("$python" -c "$of")
+    stamp="$kind $version $(cksum <requirements.txt)"
     if [[ ! -f .venv/installed || $(<.venv/installed) != "$stamp" ]]; then
         echo "Installing for $kind into $root/.venv (a few minutes, once)" >&2
-        [[ -x .venv/bin/python ]] || "$python" -m venv .venv
+        [[ $there == "$version" ]] || "$python" -m venv --clear .venv
         # A TPU's and a CPU's build are the same one; a GPU needs its plug-in instead of libtpu.
         if [[ $kind == gpu ]]; then
             sed 's/^jax\[tpu\]/jax[cuda13]/' requirements.txt >.venv/requirements.txt

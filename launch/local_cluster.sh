@@ -37,6 +37,7 @@ for ((i = 0; i < processes; i++)); do
     setsid "$python" "$root/main.py" "$@" "${flags[@]}" >"$logs/$i.log" 2>&1 &
     pids+=($!)
 done
+touch "$logs/0.log" # the child may not have come to it yet
 tail -n +1 -f --pid="${pids[0]}" "$logs/0.log" &
 shown=$!
 

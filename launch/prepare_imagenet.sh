@@ -53,6 +53,9 @@ if ! compgen -G "$prepared/*/dataset_info.json" >/dev/null; then
     check_tar "$tar_dir/ILSVRC2012_img_train.tar" "$train_bytes"
     check_tar "$tar_dir/ILSVRC2012_img_val.tar" "$val_bytes"
     mkdir -p "$prepared" || die "DATA_DIR=$data_dir cannot be written; give another as the second argument."
+    # What is incomplete may be another preparation's that runs: the lock is its, and ends with the process that holds it.
+    exec {lock}>"$prepared/.lock"
+    flock -n "$lock" || die "$prepared is being prepared by another process; wait for it, or stop it and run this again."
     rm -rf "${prepared:?}"/incomplete.* # what TFDS leaves of a run that was interrupted
     free_bytes=$(($(stat -f -c '%a * %S' "$prepared")))
     ((free_bytes >= need_bytes)) || die "DATA_DIR=$data_dir has $free_bytes bytes free and needs $need_bytes; give another as the second argument."

@@ -24,6 +24,7 @@ TYPE=${TYPE:-v5litepod-8}
 VERSION=${VERSION:-v2-alpha-tpuv5-lite}
 POLL=${POLL:-30}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+self=$root/launch/tpu_vm.sh
 
 usage() { sed -n '2,19s/^# \{0,1\}//p' "$0"; }
 
@@ -97,7 +98,7 @@ setup() {
 mkdir -p efficientnet_jax; tar -xzf efficientnet_jax.tar.gz -C efficientnet_jax; cd efficientnet_jax
 PYTHON=python3.11 FLAVOUR=tpu bash -ec 'source launch/common.sh; set_up'"
     if [[ -n ${NFS:-} ]]; then
-        on_hosts all "sudo mkdir -p /mnt/runs && { mountpoint -q /mnt/runs || sudo mount -t nfs $NFS /mnt/runs; } && sudo chmod 1777 /mnt/runs"
+        on_hosts all "sudo mkdir -p /mnt/runs && { mountpoint -q /mnt/runs || sudo mount -t nfs $(printf %q "$NFS") /mnt/runs; } && sudo chmod 1777 /mnt/runs"
     fi
 }
 
@@ -112,7 +113,8 @@ STATUS=run.status setsid nohup launch/until_done.sh $quoted >> run.log 2>&1 < /d
 LINE
 }
 
-run() {
+# Fails for arguments that main.py on the hosts could not work with.
+check_run() {
     local argument workdir='' config=''
     for argument in "$@"; do
         case $argument in
@@ -122,6 +124,10 @@ run() {
     done
     [[ -n $config && -n $workdir ]] || fail 'run needs --config=FILE and --workdir=DIR, as main.py does.'
     [[ $workdir == /* ]] || fail "workdir=$workdir must be an absolute path on storage that all hosts mount, for example /mnt/runs/b7 (NFS=...)."
+}
+
+run() {
+    check_run "$@"
     on_hosts all "$(loop "$@")"
 }
 
@@ -138,8 +144,9 @@ ended() {
 
 keep() {
     local started=0 state status
+    check_run "$@" # before anything is billed
     if [[ ${DRY_RUN:-0} == 1 ]]; then # one round, as if the slice came at once
-        "$0" create && "$0" setup && "$0" run "$@"
+        bash "$self" create && bash "$self" setup && bash "$self" run "$@"
         return
     fi
     while true; do
@@ -147,7 +154,7 @@ keep() {
         case $state in
             ACTIVE | READY)
                 # As commands of their own, so that each stops at its first error; a preemption in between is looked at again.
-                if ((started == 0)) && "$0" setup && "$0" run "$@"; then
+                if ((started == 0)) && bash "$self" setup && bash "$self" run "$@"; then
                     started=1
                 fi
                 status=$( ((started == 0)) || ended)
@@ -161,9 +168,9 @@ keep() {
                 started=0
                 if [[ -n $state ]]; then
                     echo "$NAME: $state; asking for a new one" >&2
-                    "$0" delete
+                    bash "$self" delete
                 fi
-                "$0" create
+                bash "$self" create
                 ;;
             *)
                 echo "$NAME: $state; looking again in $POLL s" >&2

@@ -77,17 +77,17 @@ def open_records(builder, split):
 
 def _split_index(paths, shard_lengths):
     """Returns {path: (offsets, lengths)} for all shards of a split, from the cache where it holds these very files."""
-    sizes = [file_size(path) for path in paths]
-    key = hashlib.sha256(repr(list(zip(paths, sizes, strict=True))).encode()).hexdigest()[:24]
+    stamps = [file_stamp(path) for path in paths]
+    key = hashlib.sha256(repr(list(zip(paths, stamps, strict=True))).encode()).hexdigest()[:24]
     cached = _cache_dir() / f'{key}.npz'
-    if cached.exists():
-        with np.load(cached) as f:
-            offsets, lengths = f['offsets'], f['lengths']
-    else:
+    index = _load(cached, sum(shard_lengths))
+    if index is None:
+        sizes = [size for size, _ in stamps]
         with concurrent.futures.ThreadPoolExecutor(INDEX_THREADS) as pool:
             indexed = list(pool.map(_index_shard, paths, sizes, shard_lengths))
-        offsets, lengths = (np.concatenate(arrays) for arrays in zip(*indexed, strict=True))
-        _save(cached, offsets, lengths)
+        index = tuple(np.concatenate(arrays) for arrays in zip(*indexed, strict=True))
+        _save(cached, *index)
+    offsets, lengths = index
     ends = np.cumsum(shard_lengths)
     return {path: (offsets[end - n : end], lengths[end - n : end]) for path, end, n in zip(paths, ends, shard_lengths, strict=True)}
 
@@ -124,23 +124,47 @@ def open_file(path, buffering=-1):
 
 def file_size(path):
     """Returns the size in bytes of a local file or a URL that TensorFlow knows."""
+    return file_stamp(path)[0]
+
+
+def file_stamp(path):
+    """Returns (size in bytes, time of the last change in ns) of a local file or a URL that TensorFlow knows."""
     if '://' not in path:
-        return os.path.getsize(path)
+        found = os.stat(path)
+        return found.st_size, found.st_mtime_ns
     import tensorflow as tf
 
-    return tf.io.gfile.stat(path).length
+    found = tf.io.gfile.stat(path)
+    return found.length, found.mtime_nsec
 
 
 def _cache_dir():
     return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')) / 'efficientnet_jax' / 'record_index'
 
 
+def _load(path, records):
+    """Returns (offsets, lengths), int64 [records], of a file that _save wrote; None where it is missing or anything is wrong with it."""
+    try:
+        with np.load(path, allow_pickle=False) as f:
+            offsets, lengths = f['offsets'], f['lengths']
+    except Exception:  # zipfile, NumPy and the disk have many ways to say that it is damaged; it is made again
+        return None
+    good = all(array.dtype == np.int64 and array.shape == (records,) for array in (offsets, lengths))
+    return (offsets, lengths) if good else None
+
+
 def _save(path, offsets, lengths):
-    """Writes the index so that a reader never sees half of it. An unwritable cache only costs time at the next start."""
+    """Writes the index so that a reader never sees half of it, nor does a power cut leave one. An unwritable cache costs time at the next start."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix='.npz', delete=False) as f:
-            np.savez(f, offsets=offsets, lengths=lengths)
-        os.replace(f.name, path)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix='.partial', delete=False) as f:
+            try:
+                np.savez(f, offsets=offsets, lengths=lengths)
+                f.flush()
+                os.fsync(f.fileno())
+                os.replace(f.name, path)
+            except BaseException:
+                os.unlink(f.name)
+                raise
     except OSError:
         pass

@@ -26,7 +26,7 @@ class Claim:
 
     def __init__(self, queue, trial):
         self.trial = trial
-        self.key = trial.user_attrs['key']
+        self.key = trial.user_attrs.get('key', f'ask{trial.number}')
         self.point = dict(trial.user_attrs.get('point', {}))
         self.lost = False
         self._queue = queue

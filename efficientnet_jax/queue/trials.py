@@ -230,7 +230,7 @@ class Queue:
 
     def _claimed(self, trial) -> Claim | None:
         """A claim on a trial that this process has just set to running, or None where another trial of its key comes first."""
-        key = trial.user_attrs['key']
+        key = trial.user_attrs.get('key', f'ask{trial.number}')
         earlier = [t for t in self._trials() if t.number < trial.number and t.user_attrs.get('key') == key]
         if any(t.state.name != 'FAIL' for t in earlier):
             self._fail(trial._trial_id, 'duplicate')

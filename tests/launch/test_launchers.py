@@ -1,5 +1,6 @@
 """Launchers: what they tell gcloud, when they start again, and that their files are what the engines expect. No cloud is touched."""
 
+import fcntl
 import os
 import pathlib
 import re
@@ -260,3 +261,68 @@ def test_shell_is_clean():
     scripts = sorted(LAUNCH.glob('*.sh'))
     process = subprocess.run([shellcheck, '-x', *scripts], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0, process.stdout
+
+
+@pytest.mark.parametrize('words', [['--config=c'], ['--config=c', '--workdir=runs/b7'], ['--workdir=/mnt/runs/b7']], ids=' '.join)
+def test_keep_refuses_what_cannot_work_before_anything_is_billed(gcloud, words):
+    process, calls = gcloud('keep', *words, states=['ACTIVE'] * 5)
+    assert process.returncode == 1 and 'workdir' in process.stderr and calls == []
+
+
+def test_keep_works_from_its_own_folder(gcloud, tmp_path):
+    env = {'PATH': f'{tmp_path}/bin:{os.environ["PATH"]}', 'HOME': str(tmp_path), 'RECORD': str(tmp_path), 'DRY_RUN': '1'}
+    process = subprocess.run(['bash', 'tpu_vm.sh', 'keep', *RUN], cwd=LAUNCH, env=env, capture_output=True, text=True, timeout=30)
+    assert process.returncode == 0 and 'until_done.sh' in process.stdout, process.stderr
+
+
+def test_a_share_with_a_blank_is_one_word(gcloud):
+    _, calls = gcloud('setup', NFS='10.0.0.2:/my runs')
+    assert r'mount -t nfs 10.0.0.2:/my\ runs /mnt/runs' in next(word for word in calls[-1] if word.startswith('--command='))
+
+
+def test_a_preparation_that_runs_is_not_removed(tmp_path):
+    for name in ('train', 'val'):
+        (tmp_path / f'ILSVRC2012_img_{name}.tar').write_text('tar')
+    running = tmp_path / 'data' / 'imagenet2012' / 'incomplete.OTHER_5.1.0'
+    running.mkdir(parents=True)
+    command = [LAUNCH / 'prepare_imagenet.sh', tmp_path, tmp_path / 'data']
+    env = {**os.environ, 'PYTHON': 'false', 'NEED_BYTES': '0', 'TRAIN_BYTES': '3', 'VAL_BYTES': '3'}
+    with open(running.parent / '.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30)
+        assert process.returncode == 1 and 'is being prepared by another process' in process.stderr and running.is_dir()
+    process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30)
+    assert 'Writing' in process.stderr and not running.exists()
+
+
+def set_up(folder, **env):
+    """What common.sh's set_up tells the stand-in interpreters of `folder`."""
+    line = 'source launch/common.sh; set_up'
+    process = subprocess.run(
+        ['bash', '-ec', line], cwd=folder, env={**os.environ, 'FLAVOUR': 'cpu', **env}, capture_output=True, text=True, timeout=30
+    )
+    assert process.returncode == 0, process.stderr
+    return (folder / 'calls').read_text() if (folder / 'calls').exists() else ''
+
+
+def test_another_interpreter_makes_the_environment_anew(tmp_path):
+    (tmp_path / 'launch').mkdir()
+    shutil.copy(LAUNCH / 'common.sh', tmp_path / 'launch')
+    (tmp_path / 'requirements.txt').write_text('')
+    for version in ('3.11', '3.12'):
+        python = tmp_path / f'python{version}'
+        python.write_text(
+            '#!/usr/bin/env bash\ncase "$1 $2" in\n    *version_info*\\<*) exit 0 ;;\n'
+            f'    *print*) echo {version} ;;\n    "-m venv") echo "{version} $*" >>calls; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;\nesac\n'
+        )
+        python.chmod(0o755)
+    made = '3.11 -m venv --clear .venv\n'
+    assert set_up(tmp_path, PYTHON='./python3.11') == made
+    assert set_up(tmp_path, PYTHON='./python3.11') == made  # nothing to do
+    assert set_up(tmp_path) == made  # none is asked for: the one that is there
+    assert set_up(tmp_path, PYTHON='./python3.12') == made + '3.12 -m venv --clear .venv\n'
+
+
+def test_the_image_leaves_out_what_the_repository_does():
+    ignored = (ROOT / '.dockerignore').read_text().split()
+    assert {'.git', '.venv', 'runs'} <= set(ignored)

@@ -44,7 +44,7 @@ def clone(tmp_path):
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     sums = subprocess.run(['cksum'], input=(ROOT / 'requirements.txt').read_bytes(), capture_output=True, check=True).stdout
-    (tmp_path / '.venv' / 'installed').write_bytes(b'cpu ' + sums)
+    (tmp_path / '.venv' / 'installed').write_bytes(f'cpu {sys.version_info[0]}.{sys.version_info[1]} '.encode() + sums)
     return tmp_path
 
 

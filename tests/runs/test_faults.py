@@ -20,7 +20,8 @@ from benchmarks.chaos import WALL_CLOCK, chaos, differences, joined
 from efficientnet_jax.data import pipeline
 from efficientnet_jax.errors import NotFinite
 from efficientnet_jax.evaluation import inference, restore
-from efficientnet_jax.runs import hosts, record, storage
+from efficientnet_jax.runs import hosts, storage
+from efficientnet_jax.runs import workdir as workdirs
 from efficientnet_jax.runs.checkpoint import Checkpoints
 from efficientnet_jax.runs.integrity import bit_sums as state_bits
 from efficientnet_jax.runs.shapes import ShapeMismatch
@@ -158,11 +159,11 @@ def test_a_second_process_on_a_workdir_refuses_until_the_first_is_gone(tmp_path)
             with pytest.raises(
                 ValueError, match=rf'is in use by process {other.pid} on .*Wait for it, stop it, or choose another --workdir'
             ):
-                record.claim_workdir(str(tmp_path), {'seed': 0})
+                workdirs.claim(str(tmp_path), {'seed': 0})
             assert not (tmp_path / 'config.json').exists()
         finally:
             other.kill()  # the lock goes with the process, however it ends
-    record.claim_workdir(str(tmp_path), {'seed': 0}).close()
+    workdirs.claim(str(tmp_path), {'seed': 0}).close()
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path):
@@ -173,20 +174,20 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
 
 def test_a_read_only_workdir():
     with pytest.raises(OSError, match=r'workdir=/proc/run cannot be written .*; choose another --workdir'):
-        record.claim_workdir('/proc/run', {})
+        workdirs.claim('/proc/run', {})
 
 
 def test_an_object_store_is_no_workdir():
     with pytest.raises(ValueError, match=r'workdir=gs://bucket/run must be a folder: .* Mount shared storage \(launch/README.md\)'):
-        record.claim_workdir('gs://bucket/run', {})
+        workdirs.claim('gs://bucket/run', {})
 
 
 def test_a_workdir_of_another_config_is_refused_and_a_runtime_knob_is_not(whole):
     other = storage.read_json(str(whole / 'config.json'))
-    record.claim_workdir(str(whole), other | {'log_every_steps': 7, 'max_corrupt': 3}).close()
+    workdirs.claim(str(whole), other | {'log_every_steps': 7, 'max_corrupt': 3}).close()
     with pytest.raises(ValueError, match=r'holds a run with another config: seed=0 there, 1 here\. Choose another --workdir or remove'):
-        record.claim_workdir(str(whole), other | {'seed': 1})
-    record.claim_workdir(str(whole), other).close()
+        workdirs.claim(str(whole), other | {'seed': 1})
+    workdirs.claim(str(whole), other).close()
 
 
 def test_a_workdir_that_vanishes_while_training(tmp_path, monkeypatch):
@@ -231,7 +232,7 @@ def test_nan_stops_with_the_step_and_the_last_good_checkpoint(tmp_path, poison):
     with pytest.raises(NotFinite, match=message):
         train(tmp_path)
     assert signal.getsignal(signal.SIGTERM) == before
-    record.claim_workdir(str(tmp_path), storage.read_json(str(tmp_path / 'config.json'))).close()  # it is free again
+    workdirs.claim(str(tmp_path), storage.read_json(str(tmp_path / 'config.json'))).close()  # it is free again
 
 
 def test_nan_rolls_back_past_the_bad_batch(tmp_path, poison):
