@@ -77,7 +77,7 @@ def main():
                 rows.append(
                     f'| {name} | {"pixels, probabilities" if pixels else "normalised, logits"} | {figures["bytes"] / 1e6:.1f} | '
                     f'{figures["max_difference"]:.1e} | {figures["mean_difference"]:.1e} | {figures["same_top1"]:.1%} | '
-                    f'{figures["same_clear_top1"]:.1%} of {figures["clear"]} | {figures["seconds"]:.0f} |'
+                    f'{f"{figures["same_clear_top1"]:.1%}" if figures["clear"] else "none"} of {figures["clear"]} | {figures["seconds"]:.0f} |'
                 )
     text = (
         f'# Exported files against the live network\n\n`python benchmarks/export_compare.py {os.path.basename(options.weights)}`, '
