@@ -2,8 +2,9 @@
 
     JAX_PLATFORMS=cpu python benchmarks/chaos.py --config=configs/digits.py --workdir=runs/chaos --kills=20 -- --config.steps=200
 
-Every kill is a SIGKILL: a third while starting, a third at a random moment of training, a third while a checkpoint is being
-written. Each time the same command starts again. In the end the last checkpoint of both runs must hold the same bits in every
+A third of the kills come while starting, a third at a random moment of training, a third while a checkpoint is being written. Every
+second one is SIGTERM, as a preempted machine gets it, and SIGKILL within two seconds after it, whether or not the run has saved by then;
+the others are SIGKILL alone. Each time the same command starts again. In the end the last checkpoint of both runs must hold the same bits in every
 array (weights, statistics, moving averages, optimiser state, step), and metrics.jsonl the same lines, but for the figures that are
 wall-clock (images_per_sec, input_wait). Prints one JSON record; exits 1 when anything differs. What stands after `--` goes to main.py.
 """
@@ -16,6 +17,7 @@ import os
 import pathlib
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -37,11 +39,14 @@ def lines(workdir):
 
 
 def saving(workdir):
-    return bool(glob.glob(f'{workdir}/checkpoints/*tmp*'))
+    return bool(glob.glob(f'{workdir}/checkpoints/*.partial*'))
 
 
-def kill_once(process, workdir, moment, rng, startup_seconds):
-    """Waits for the moment and kills; returns the moment, or 'finished' when the process was faster."""
+def kill_once(process, workdir, moment, rng, startup_seconds, politely):
+    """Waits for the moment and kills; returns the moment and how, or 'finished' when the process was faster.
+
+    politely: with SIGTERM, and SIGKILL after up to two seconds where the process is still there.
+    """
     began, seen = time.monotonic(), set(lines(workdir))
     if moment == 'starting':
         until = began + rng.uniform(0, startup_seconds)
@@ -57,10 +62,20 @@ def kill_once(process, workdir, moment, rng, startup_seconds):
         time.sleep(rng.uniform(0, 0.05))
     if process.poll() is not None:
         return 'finished'
-    during_save = saving(workdir)
-    process.kill()
-    process.wait()
-    return 'saving' if during_save else moment
+    during = 'saving' if saving(workdir) else moment
+    if politely:
+        process.terminate()
+        try:
+            process.wait(timeout=rng.uniform(0, 2))
+        except subprocess.TimeoutExpired:
+            process.kill()
+    else:
+        process.kill()
+    status = process.wait()
+    if status == 0:
+        return 'finished'
+    how = 'SIGKILL' if not politely else 'SIGTERM and SIGKILL' if status == -signal.SIGKILL else 'SIGTERM alone'
+    return f'{during}, {how}'
 
 
 def arrays(workdir):
@@ -133,7 +148,7 @@ def chaos(config, workdir, kills, seed, overrides):
         while len(done) < kills:
             process, moment = start(config, broken, overrides, log), ('starting', 'training', 'saving')[len(done) % 3]
             starts += 1
-            killed = kill_once(process, broken, moment, rng, startup_seconds)
+            killed = kill_once(process, broken, moment, rng, startup_seconds, politely=len(done) % 2 == 1)
             if killed == 'finished':
                 break
             done.append(killed)

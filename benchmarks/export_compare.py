@@ -20,7 +20,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from benchmarks.lite0_photos import paths
-from efficientnet_jax.runs import record
+from efficientnet_jax.runs import storage
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FORMATS = ('stablehlo', 'savedmodel', 'tflite', 'tflite_int8')
@@ -60,7 +60,7 @@ def export(weights: str, folder: str, pixels: bool) -> dict:
         flags = [f'--config.{knob}={value}' for knob, value in knobs.items()]
         command = [sys.executable, 'main.py', '--config=configs/transfer.py:folder,lite0', f'--workdir={workdir}', '--mode=export', *flags]
         subprocess.run(command, cwd=ROOT)
-        return record.read_json(f'{workdir}/export/report.json')
+        return storage.read_json(f'{workdir}/export/report.json')
 
 
 def main():

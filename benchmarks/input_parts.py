@@ -48,16 +48,16 @@ def rows():
 def stream(encoded, finish):
     import tensorflow as tf
 
-    from efficientnet_jax.data import crops, decode
+    from efficientnet_jax.data import crops, formats
     from efficientnet_jax.data.augment.policies import Augment
 
-    def load(image, seed):
-        upright = tf.ones([], tf.int32)
-        size = decode.image_size(image, upright)
-        return finish(decode.decode_window(image, size, crops.random_window(size, seed, RESOLUTION, Augment()), upright))
+    def load(image, size, seed):
+        window = crops.random_window(size, seed, RESOLUTION, Augment())
+        return finish(tf.io.decode_and_crop_jpeg(image, window, channels=3, dct_method='INTEGER_ACCURATE'))
 
     seeds = np.stack([np.arange(len(encoded))] * 2, 1).astype(np.int32)
-    data = tf.data.Dataset.from_tensor_slices((encoded, seeds)).repeat().map(load, tf.data.AUTOTUNE)
+    sizes = np.array([formats.read_header(image)[1:3] for image in encoded], np.int32)
+    data = tf.data.Dataset.from_tensor_slices((encoded, sizes, seeds)).repeat().map(load, tf.data.AUTOTUNE)
     return data.batch(BATCH).prefetch(1).as_numpy_iterator()
 
 

@@ -1,10 +1,11 @@
 """Images a second and memory of the input pipeline on this host's cores, beside the textbook tf.data formulation and timm's DataLoader.
 
-    python benchmarks/input_pipeline.py [--timm_python=VENV/bin/python] [--images=512] [--rounds=5] [--memory_images=20000]
+    python benchmarks/input_pipeline.py [--timm_python=VENV/bin/python] [--against=CHECKOUT] [--images=512] [--rounds=5] [--memory_images=20000]
         [--record=benchmarks/records/input_pipeline.md]
 
 Makes JPEGs like ImageNet's (500x375, quality 92) from the photographs that scikit-learn and matplotlib ship. The formulations take turns in
 every round, so that what else the machine does falls on all alike; figures are medians over rounds, ratios medians of each round's ratio.
+With --against, the plain crop of another checkout of this repository, and this one's, each in a process of its own, take part too.
 Each is given as images a second, and as images per second of processor time, which says the same of a machine that does nothing else.
 """
 
@@ -24,11 +25,20 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 import numpy as np
 
 BATCH, RESOLUTION, FILES = 64, 224, 256
+ALONE, OTHER = 'crop and flip, own process', 'crop and flip of the other checkout, own process'
 WARM = 6  # batches before the clock starts: more than any of the formulations holds ready
 CORES = len(os.sched_getaffinity(0))
 RAND = {'policy': 'randaugment', 'layers': 2, 'magnitude': 10.0}
 
-# Runs under --timm_python, which needs torch, torchvision and timm: yields as many batches as each line that it reads says.
+# Ends what a Child runs: takes as many batches as each line that it reads says.
+SERVE = """
+for line in sys.stdin:
+    for _ in range(int(line)):
+        next(batches)
+    print('done', flush=True)
+"""
+
+# Runs under --timm_python, which needs torch, torchvision and timm.
 TIMM = """
 import sys
 from timm.data import create_dataset, create_loader
@@ -39,10 +49,14 @@ def stream():
     while True:
         yield from loader
 batches = stream()
-for line in sys.stdin:
-    for _ in range(int(line)):
-        next(batches)
-    print('done', flush=True)
+"""
+
+# The plain crop of the checkout in argv[1].
+PLAIN = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from benchmarks.input_pipeline import ours
+batches = ours(sys.argv[2])
 """
 
 
@@ -99,20 +113,20 @@ def textbook(folder):
     return files.map(load, tf.data.AUTOTUNE).batch(BATCH, drop_remainder=True).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
 
 
-class Timm:
-    """The DataLoader in its own process and workers; `next` by the batch, through a pipe."""
+class Child:
+    """A loader in its own process; `take` by the batch, through a pipe. It runs ahead between its turns by what it holds ready, no more."""
 
-    def __init__(self, python, folder):
-        arguments = [folder, BATCH, RESOLUTION, CORES]
-        self._process = subprocess.Popen(
-            [python, '-c', TIMM, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
+    def __init__(self, python, code, *arguments):
+        command = [python, '-c', code + SERVE, *map(str, (*arguments, BATCH, RESOLUTION, CORES))]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         self.pid = self._process.pid
 
     def take(self, batches):
         self._process.stdin.write(f'{batches}\n')
         if not self._process.stdout.readline():
-            raise RuntimeError(f'--timm_python ended with status {self._process.wait()}; it needs torch, torchvision and timm.')
+            raise RuntimeError(
+                f'{self._process.args[0]} ended with status {self._process.wait()}; --timm_python needs torch, torchvision, timm.'
+            )
 
     def close(self):
         self._process.stdin.close()
@@ -120,7 +134,7 @@ class Timm:
 
 
 class Stream:
-    """An iterator of batches in this process, as `Timm`."""
+    """An iterator of batches in this process, as `Child`."""
 
     def __init__(self, batches):
         self.pid = os.getpid()
@@ -171,10 +185,6 @@ def device_speed(images):
     return images / (time.perf_counter() - start), images / (time.process_time() - cpu)
 
 
-def resident_bytes():
-    return int(pathlib.Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-
-
 def memory(folder, images):
     """Resident MiB after each tenth of `images`, the first of them after the start-up."""
     batches = ours(folder, on='device', **RAND)
@@ -182,7 +192,8 @@ def memory(folder, images):
     for step in range(images // BATCH):
         next(batches)
         if (step + 1) % max(1, images // BATCH // 10) == 0:
-            sizes.append(resident_bytes() / 2**20)
+            pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
+            sizes.append(pages * os.sysconf('SC_PAGE_SIZE') / 2**20)
     batches.close()
     return sizes
 
@@ -202,11 +213,17 @@ def main():
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--memory_images', type=int, default=20000)
     parser.add_argument('--timm_python', help='interpreter with torch, torchvision and timm; without it that comparison is left out')
+    parser.add_argument('--against', help='another checkout of this repository, whose plain crop is compared')
     parser.add_argument('--record', help='write the result to this file')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_photos(folder)
-        timm = Timm(args.timm_python, folder) if args.timm_python else None
+        children = {}
+        if args.timm_python:
+            children['timm rand-m9-mstd0.5'] = Child(args.timm_python, TIMM, folder)
+        if args.against:
+            children[ALONE] = Child(sys.executable, PLAIN, sys.path[0], folder)
+            children[OTHER] = Child(sys.executable, PLAIN, os.path.abspath(args.against), folder)
         makes = {
             'textbook': lambda: textbook(folder),
             'crop and flip': lambda: ours(folder),
@@ -220,17 +237,16 @@ def main():
                 stream = Stream(make())
                 speeds[name] = speed(stream, args.images)
                 stream.close()  # nothing runs ahead into the time of the next
-            if timm:
-                speeds['timm rand-m9-mstd0.5'] = speed(timm, args.images)
+            for name, child in children.items() if len(rounds) % 2 else reversed(children.items()):
+                speeds[name] = speed(child, args.images)
             speeds['RandAugment operations alone, jax device'] = device_speed(2 * BATCH)
             rounds.append(speeds)
             print({name: (round(wall), round(cpu)) for name, (wall, cpu) in speeds.items()}, flush=True)
-        if timm:
-            timm.close()
+        for child in children.values():
+            child.close()
         restarts = [restart(folder) for _ in range(3)]
         sizes = memory(folder, args.memory_images)
-    report = render(args, rounds, restarts, sizes)
-    print(report)
+    print(report := render(args, rounds, restarts, sizes))
     if args.record:
         pathlib.Path(args.record).write_text(report)
 
@@ -246,12 +262,13 @@ def render(args, rounds, restarts, sizes):
         (device, plain, 0.9),
         (device, 'timm rand-m9-mstd0.5', 3.0),
         ('RandAugment on the host', plain, None),
+        (ALONE, OTHER, 1.0),
     ]
     lines = [
         '# The input pipeline',
         '',
         f'`python benchmarks/input_pipeline.py --images={args.images} --rounds={args.rounds} --memory_images={args.memory_images}`'
-        f'{" with --timm_python" if args.timm_python else ""}, {time.strftime("%Y-%m-%d")}, {CORES} CPU cores, load average of the machine '
+        f'{" with --timm_python" if args.timm_python else ""}{f" and --against={args.against}" if args.against else ""}, {time.strftime("%Y-%m-%d")}, {CORES} CPU cores, load average of the machine '
         f'{os.getloadavg()[1]:.1f}, jax {jax.__version__} on {jax.devices()[0].device_kind}, TensorFlow {tf.__version__}.',
         f'{FILES} JPEGs of 500x375 at quality 92 to {RESOLUTION} px, batches of {BATCH}; medians of {args.rounds} rounds of {args.images} images.',
         '',
@@ -263,7 +280,7 @@ def render(args, rounds, restarts, sizes):
         '| --- | --- | --- | --- |',
     ]
     for a, b, least in wanted:
-        if b in medians:
+        if a in medians and b in medians:
             cells = []
             for kind in range(2):
                 ratios = sorted(speeds[a][kind] / speeds[b][kind] for speeds in rounds)

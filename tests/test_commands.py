@@ -1,4 +1,4 @@
-"""Every command that a page, a config's card, a record or the notebook gives: parsed with main.py's own flags against the config that it names,
+"""Every command that a page, a config's card, a record or the notebook gives: parsed as main.py parses it, against the config that it names,
 or checked for a script that exists and has the options."""
 
 import json
@@ -7,12 +7,14 @@ import pathlib
 import re
 import shlex
 import string
-import subprocess
-import sys
 import types
 
 import jax
 import pytest
+
+from configs import digits
+from efficientnet_jax.cli import command, configs, flags
+from efficientnet_jax.runs import options
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = ['README.md', 'CONTRIBUTING.md', 'launch/README.md']
@@ -25,31 +27,6 @@ SOURCES = [
 # What a reader puts in place of a word in capitals, and of dots.
 PLACES = {'CONFIG': 'configs/digits.py', 'DIR': 'runs/x', 'N': '2', 'I': '0', '...': 'configs/digits.py'}
 TPU_VM = {'create', 'setup', 'run', 'keep', 'logs', 'status', 'ssh', 'stop', 'delete'}
-
-# Each command in a process of its own: absl keeps what it has parsed.
-PARSE = """
-import json, os, sys
-import main
-from absl import flags
-failed = []
-for words in json.load(sys.stdin):
-    read, write = os.pipe()
-    if os.fork() == 0:
-        sys.argv = words  # where config flags look for the knobs
-        try:
-            flags.FLAGS(words)
-            assert flags.FLAGS.config is not None, 'no --config'
-        except BaseException as error:
-            os.write(write, f'{type(error).__name__}: {error}'.encode()[:2000])
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as f:
-        reason = f.read()
-    os.wait()
-    if reason:
-        failed.append([words, reason])
-json.dump(failed, sys.stdout)
-"""
 
 
 def text_of(name):
@@ -67,7 +44,7 @@ def commands(name):
     text = text_of(name)
     lines = re.findall(r'^ {4,}(\S.*)$', text, re.MULTILINE) + re.findall(r'`([^`\n]+)`', text)
     for line in lines:
-        if re.match(r'(\w+=\S* )*(srun )?(python (\S+\.py|-[cm])|(\./)?launch/\w+\.sh)', line):
+        if re.match(r'(\w+=\S* )*(srun )?(python (\S+\.py|-[cm])|efficientnet-jax\b|(\./)?launch/\w+\.sh)', line):
             yield words_of(line)
 
 
@@ -89,6 +66,10 @@ def for_main(words):
     script = words[0].removeprefix('./')
     if words[:2] == ['python', 'main.py']:
         return words[1:]
+    if words[:3] == ['python', '-m', 'efficientnet_jax']:
+        return words[2:]
+    if words[0] == 'efficientnet-jax':
+        return words
     rest = words[1:]
     if script == 'launch/local_cluster.sh':
         assert rest[0].isdigit(), words
@@ -112,13 +93,15 @@ def test_commands_are_found_where_they_are():
     assert all(found[name] for name in SOURCES if name.startswith('configs/') and name not in ('configs/__init__.py', 'configs/default.py'))
 
 
-def test_main_parses_them():
-    lines = [line for _, words in ALL if (line := for_main(words))]
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, '-c', PARSE], cwd=ROOT, env=environment, input=json.dumps(lines), capture_output=True, text=True, check=True
-    )
-    assert json.loads(done.stdout) == []
+@pytest.mark.parametrize('line', sorted({tuple(line) for _, words in ALL if (line := for_main(words))}), ids=' '.join)
+def test_the_command_line_takes_them(line, monkeypatch):
+    """Flags that are there, a config that is there, options with values that may be; the config of a run is a matter of its workdir."""
+    monkeypatch.chdir(ROOT)
+    said = flags.parse(list(line[1:]), '', list(command.MODES))
+    config = digits.get_config() if said.flags.config is None else configs.of_file(said.flags.config)
+    for name, text in said.overrides.items():
+        configs.override(config, name, text)
+    options.check(config)
 
 
 @pytest.mark.parametrize('name', SOURCES)
@@ -127,7 +110,7 @@ def test_scripts_exist_and_have_the_options(name):
         script = words[1] if words[0] == 'python' else words[0]
         if script == '-c':
             compile(words[2], name, 'exec')
-        elif script != '-m':
+        elif script not in ('-m', 'efficientnet-jax'):
             assert (ROOT / script).is_file(), (name, words)
             assert words[0] == 'python' or os.access(ROOT / script, os.X_OK), (name, words)
             if words[0] == 'python' and script != 'main.py':

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import statistics
 
 SURFACE = ('errors', 'architectures', 'scaling', 'counting')  # at the top of the package; the standard library alone
 ROOMS = (
@@ -59,3 +60,21 @@ def test_heavy_libraries_are_imported_inside_functions():
         if path.name == 'digits.py':  # a TFDS builder is a subclass; sources.py imports the module inside a function
             continue
         assert not HEAVY & {name.split('.')[0] for name in imports(path, top_level=True)}, path
+
+
+def lengths():
+    """(lines, file) of every file of the package and main.py, and (lines, function) of every function in them."""
+    files, functions = [], []
+    for path in [*PACKAGE.rglob('*.py'), PACKAGE.parent / 'main.py']:
+        text = path.read_text()
+        files.append((text.count('\n'), str(path)))
+        nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        functions += [(node.end_lineno - node.lineno + 1, f'{path}: {node.name}') for node in nodes]
+    return files, functions
+
+
+def test_a_file_is_read_in_one_sitting():
+    files, functions = lengths()
+    assert max(files)[0] <= 300 and max(functions)[0] <= 60, (max(files), max(functions))
+    assert statistics.median(lines for lines, _ in files) < 120
+    assert (PACKAGE.parent / 'main.py').read_text().count('\n') < 60

@@ -128,6 +128,8 @@ class Child:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self._process.stdin.close()
+        self._selector.close()
         self._answers.close()
 
 

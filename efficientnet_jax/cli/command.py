@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import faulthandler
 import importlib
+import importlib.util
 import os
 import sys
 import time
@@ -36,6 +37,8 @@ MODES = {
 def main(words: list[str] | None = None) -> None:
     """Runs the command of sys.argv. Ends with status 1 and one line for what a person must mend; README lists the others."""
     _open_standard_streams()
+    if importlib.util.find_spec('ml_collections') is None:
+        sys.exit("The command needs more than the library's core: pip install 'efficientnet_jax[train]'.")
     from efficientnet_jax.cli import configs, flags
     from efficientnet_jax.errors import StorageError, UserError
 

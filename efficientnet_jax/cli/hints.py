@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
 
 from efficientnet_jax.runs.options import OPTIONS
 
@@ -57,14 +56,14 @@ ELSEWHERE = {
 MEANT = {name: option for option, names in ELSEWHERE.items() for name in names}
 
 
-def near(name: str, known: Iterable[str] = OPTIONS) -> list[str]:
+def near(name: str) -> list[str]:
     """Up to three options that may be meant by a name, the likeliest first: by another project's name, as a part of a group, or by spelling."""
-    known = list(known)
     leaf = name.lower().replace('-', '_').rpartition('.')[2]
-    if leaf in MEANT:
-        return [MEANT[leaf]]
-    found = [option for option in known if option.rpartition('.')[2] == leaf]
-    found += difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    leaves = {option.rpartition('.')[2]: option for option in reversed(known)}
+    sure = [MEANT[leaf]] if leaf in MEANT else []
+    sure += [option for option in OPTIONS if option.rpartition('.')[2] == leaf]
+    if sure:
+        return sure[:3]
+    found = difflib.get_close_matches(name, OPTIONS, n=3, cutoff=0.6)
+    leaves = {option.rpartition('.')[2]: option for option in reversed(OPTIONS)}
     found += [leaves[close] for close in difflib.get_close_matches(leaf, leaves, n=2, cutoff=0.75)]
     return list(dict.fromkeys(found))[:3]

@@ -120,7 +120,10 @@ def _jpeg(encoded: bytes) -> tuple[Header, int] | None:
         image = open_image(encoded)
         return Header(PLAIN_JPEG, image.height, image.width, orientation_of(image)), encoded.count(b'\xff\xda')
     height, width, one_scan, has_exif = found
-    orientation = orientation_of(open_image(encoded)) if has_exif else 1
+    try:
+        orientation = orientation_of(open_image(encoded)) if has_exif else 1
+    except Exception:  # Pillow also looks for a resolution in EXIF, and may stumble
+        orientation = 1
     return Header(PLAIN_JPEG, height, width, orientation), 1 if one_scan else encoded.count(b'\xff\xda')
 
 

@@ -55,40 +55,16 @@ def train_batches(
 
     def plan(step):
         epochs, indices = stream.examples(order.local_positions(step, batch_size, process_index, process_count))
-        draws = {'seed': order.example_seeds(seed, epochs, indices)}
-        if augment.policy is not None:
-            draws['ops'] = policies.draw(draws['seed'], augment)
-        if augment.mixup is not None or augment.cutmix is not None:
-            draws['mix'] = policies.draw_mix(draws['seed'], augment, resolution)
-        if augment.erase is not None:
-            draws['erase'] = policies.draw_erase(draws['seed'], augment, resolution)
+        draws = policies.draws_of(order.example_seeds(seed, epochs, indices), augment, resolution)
         return indices, draws
 
     def image(encoded, header, draws):
         pixels = crops.train_image(encoded, header, draws['seed'], resolution, interpolation, augment)
         return host.apply(pixels, draws['ops']) if augment.policy is not None and augment.on == 'host' else pixels
 
-    on_device = {
-        'ops': augment.policy is not None and augment.on == 'device',
-        'mix': augment.mixup is not None or augment.cutmix is not None,
-        'erase': augment.erase is not None,
-    }
-    keep = tuple(name for name, is_on in on_device.items() if is_on)
+    layout = {'masked': False, 'keep': policies.left_to_device(augment), 'max_pixels': max_pixels}
     size = batch_size // process_count
-    return Batches(
-        source,
-        plan,
-        image,
-        start_step,
-        None,
-        size,
-        max_corrupt,
-        read_threads,
-        decode_threads,
-        masked=False,
-        keep=keep,
-        max_pixels=max_pixels,
-    )
+    return Batches(source, plan, image, start_step, None, size, max_corrupt, read_threads, decode_threads, **layout)
 
 
 def eval_batches(

@@ -10,7 +10,7 @@ import numpy as np
 
 from efficientnet_jax.data import order
 from efficientnet_jax.reporting import pictures
-from efficientnet_jax.runs import record
+from efficientnet_jax.runs import storage
 
 MATRIX_CLASSES = 200  # with more, a matrix is neither drawn nor written: pairs alone
 PAIRS = 100  # written, of those most confused
@@ -53,7 +53,7 @@ def lines(found: dict[str, Any]) -> str:
 def write(workdir: str, found: dict[str, Any], examples: dict[str, np.ndarray], source, preprocess, max_pixels: int) -> None:
     """Leaves confused.json, samples.png, and up to MATRIX_CLASSES classes confusion.png and confusion.csv in workdir. Process 0 alone calls it."""
     names, matrix = found['classes'], found['matrix']
-    record.write_json(os.path.join(workdir, 'confused.json'), {name: value for name, value in found.items() if name != 'matrix'})
+    storage.write_json(os.path.join(workdir, 'confused.json'), {name: value for name, value in found.items() if name != 'matrix'})
     title = f'{found["split"]}, {found["examples"]} images, {found["weights"]} at step {found["step"]}'
     if matrix is not None:
         with open(os.path.join(workdir, 'confusion.csv'), 'w', newline='') as f:

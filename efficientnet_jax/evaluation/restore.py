@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import NamedTuple
 
@@ -9,8 +10,8 @@ from efficientnet_jax.errors import UserError
 from efficientnet_jax.evaluation.inference import Inference, inference_of
 from efficientnet_jax.evaluation.network import as_dict
 from efficientnet_jax.evaluation.score import Weights
-from efficientnet_jax.runs import record
 from efficientnet_jax.runs.checkpoint import Checkpoints
+from efficientnet_jax.runs.workdir import warn_of_differences
 from efficientnet_jax.weights import init_from
 
 
@@ -42,20 +43,18 @@ def restore(config, workdir: str | None, num_classes: int | None = None, best: b
             '--config.init_from.'
         )
     if trained:
-        record.warn_of_differences(workdir, as_dict(config))
+        warn_of_differences(workdir, as_dict(config))
     start = init_from.start(config, workdir, num_classes, new_head=trained)
     if start is None:
         raise UserError(f'workdir={workdir} has no complete checkpoint; train there first, or give the --workdir of a training run.')
     inference = inference_of(config, num_classes or start.num_classes, start, split=split)
     if not trained:
         return Restored(inference, {'eval': inference.put_variables(start.variables)}, 0, start.class_names)
-    checkpoints = Checkpoints(directory, read_only=True)
-    step = checkpoints.best_step() if best else (checkpoints.steps() or [None])[-1]
-    if step is None:
-        raise UserError(f'workdir={workdir} has no complete checkpoint; train there first, or give the --workdir of a training run.')
     # Weights alone: the optimizer's state depends on settings that this mode does not need to repeat, such as frozen layers.
-    saved = checkpoints.restore_weights(step, inference.abstract_variables())
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(directory, read_only=True)) as checkpoints:
+        if not checkpoints.steps():
+            raise UserError(f'workdir={workdir} has no complete checkpoint; train there first, or give the --workdir of a training run.')
+        saved, step = checkpoints.restore_readable_weights(inference.abstract_variables(), best)
     weights = {'eval': {name: saved[name] for name in ('params', 'batch_stats')}}
     if saved.get('ema') is not None:
         weights['eval_ema'] = saved['ema']

@@ -21,7 +21,7 @@ from efficientnet_jax.evaluation.predict import find, read
 from efficientnet_jax.evaluation.restore import restore
 from efficientnet_jax.export.tflite import calibration, write_tflite
 from efficientnet_jax.reporting import page
-from efficientnet_jax.runs import record
+from efficientnet_jax.runs import options, record, storage
 from efficientnet_jax.weights.from_workdir import write_description
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -94,7 +94,7 @@ def export(config, workdir: str) -> dict:
     form = {'input': f'{served.dtype.__name__} [N, {preprocess.resolution}, {preprocess.resolution}, 3]'}
     form |= {'output': 'probabilities' if served.pixels else 'logits', 'class_names': 'model.json', 'checked_on': checked_on(config)}
     result |= {'model': config.model, **form, 'artefacts': artefacts}
-    record.write_json(os.path.join(directory, 'report.json'), result)
+    storage.write_json(os.path.join(directory, 'report.json'), result)
     page.leave(workdir, result, as_dict(config))
     wrong = [f'{name}: {"; ".join(figures["beyond"])}' for name, figures in artefacts.items() if figures['beyond']]
     if wrong:
@@ -106,14 +106,8 @@ def export(config, workdir: str) -> dict:
 
 
 def check(config) -> None:
-    """Raises UserError for knobs of config.export that cannot work."""
-    knobs = config.export
-    unknown = [name for name in knobs.formats if name not in FORMATS]
-    if unknown or not knobs.formats:
-        raise UserError(f'export.formats={tuple(knobs.formats)} must be some of {", ".join(FORMATS)}.')
-    for knob in ('check_images', 'calibration_images'):
-        if knobs[knob] < 1:
-            raise UserError(f'export.{knob}={knobs[knob]} must be at least 1.')
+    """Raises UserError for options that cannot work, and where several processes would write one file."""
+    options.check(config)
     if jax.process_count() > 1:
         raise UserError('mode=export runs on one machine; start it with --processes=1 on the one that has the workdir.')
 

@@ -18,8 +18,10 @@ import sys
 
 # absl's log lines of severity INFO ('I0000 00:00:1795527753.36 7634 port.cc:153] oneDNN ...'), and the heading of absl's first line.
 TENSORFLOW_NOTES = r'^I[0-9]{4} [0-9:.]+ +[0-9]+ [a-z_]+\.cc:[0-9]+\]|^WARNING: All log messages before absl::InitializeLog\(\)'
-# Orbax says it of every manager that only reads, on the level of a warning. (checkpoint_manager.py)
-ORBAX_NOTE = 'Given directory is read only='
+# Orbax logs the exception of a failed background save with its traceback once a thread, before it raises it (future.py,
+# async_checkpointer.py); runs/checkpoint.py tells it in one line. What TensorStore calls back after that finds its event loop closed.
+ORBAX_REPEATS = ('_SignalingThread.run() raised an exception', 'Handler Commit operations or the Commit callback')
+LATE_CALL = 'Event loop is closed'
 
 
 def libraries() -> None:
@@ -29,10 +31,17 @@ def libraries() -> None:
     if 'tensorflow' not in sys.modules and not any(isinstance(finder, _TensorFlow) for finder in sys.meta_path):
         sys.meta_path.insert(0, _TensorFlow())
     logging.getLogger('absl').addFilter(_worth_saying)
+    if sys.unraisablehook is not _unraisable:
+        sys.unraisablehook = _unraisable
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith(ORBAX_NOTE)
+    return not any(text in str(record.msg) for text in ORBAX_REPEATS)
+
+
+def _unraisable(unraisable) -> None:
+    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == LATE_CALL):
+        sys.__unraisablehook__(unraisable)
 
 
 class _TensorFlow(importlib.abc.MetaPathFinder):
@@ -57,11 +66,11 @@ class _TensorFlow(importlib.abc.MetaPathFinder):
 def without_lines(pattern: str):
     """Within it, lines on file descriptor 2 that match an extended regular expression are dropped, also those that C++ writes."""
     grep = shutil.which('grep')
-    if grep is None:
+    terminal = None if grep is None else _duplicate(2)
+    if terminal is None:
         yield
         return
-    sys.stderr.flush()
-    terminal = os.dup(2)
+    _flush()
     with subprocess.Popen(
         [grep, '--line-buffered', '-Ev', pattern], stdin=subprocess.PIPE, stdout=terminal, stderr=subprocess.DEVNULL
     ) as filter:
@@ -69,6 +78,20 @@ def without_lines(pattern: str):
         try:
             yield
         finally:
-            sys.stderr.flush()
+            _flush()
             os.dup2(terminal, 2)
             os.close(terminal)  # Popen's own end closes the pipe and waits until grep has written all
+
+
+def _duplicate(descriptor: int) -> int | None:
+    """Another number for an open file; None where it is closed."""
+    try:
+        return os.dup(descriptor)
+    except OSError:
+        return None
+
+
+def _flush() -> None:
+    """What Python holds back for stderr, where there is one."""
+    if sys.stderr is not None and not sys.stderr.closed:
+        sys.stderr.flush()

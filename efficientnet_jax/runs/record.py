@@ -1,209 +1,181 @@
-"""What a run leaves in its workdir: config.json, metrics.jsonl, TensorBoard events and result.json."""
+"""The record of a workdir, one file: WORKDIR/run.json says what runs there, every start of it, and what each mode found.
+
+    {"version": 1,
+     "config": of the training run, "network": description of its network (weights/description.py), "train_examples": number,
+     "starts": [{"began", "step", "last_step", "seconds", "images", "device", "processes", "versions"}, ...] of the training run,
+     "results": {mode: its last result}, "configs": {mode: the config of that}, "commands": {mode: its command line}}
+
+It is written whole or not at all and durably, under a lock, and at the end of a mode after everything else: a mode has finished
+when its result is here. config.json and result.json (the newest result) are views of it, written before it. A damaged record is
+named once, kept as run.json.damaged and rebuilt from the views. This module must not import jax: the command reads configs before.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import hashlib
-import io
-import json
 import os
+import re
+import shlex
 import sys
-from typing import Any, TextIO
-
-import jax
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from efficientnet_jax.errors import StorageError, UserError
-from efficientnet_jax.runs import hosts
+from efficientnet_jax.runs import recipe, storage, terminal
 
-# Knobs that say how a run is run and watched, not what it computes: they may change when it is resumed.
-RUNTIME_KNOBS = (
-    'mesh', 'data_dir', 'eval_batch_size', 'eval_every_epochs', 'checkpoint_every_epochs', 'keep_last', 'keep_best', 'log_every_steps',
-    'nan_rollbacks', 'max_corrupt', 'max_pixels', 'cache', 'export', 'study', 'supernet', 'plan', 'search',
-)  # fmt: skip
-
-
-# Knobs that change what a trained network computes; the other preprocessing is the run's own
-# (model.json), and so is one of these that is None here.
-NETWORK_KNOBS = ('model', 'depth', 'width', 'stages', 'resolution', 'eval_crop_fraction', 'dtype', 'dataset')
-OWN_WHEN_NONE = ('resolution', 'eval_crop_fraction')
+FILE = 'run.json'
+VERSION = 1
+Record = dict[str, Any]
+EMPTY: Record = {
+    'version': VERSION, 'config': None, 'network': None, 'train_examples': None, 'starts': [], 'results': {}, 'configs': {}, 'commands': {},
+}  # fmt: skip
+KINDS = {'starts': list, 'results': dict, 'configs': dict, 'commands': dict}
+RESULT = ('mode', 'step', 'metrics', 'examples', 'seconds', 'config_hash', 'versions', 'device', 'processes')  # keys of every result
 
 
-def recipe_of(config: dict) -> dict:
-    """The part of a config that decides the result."""
-    return {key: value for key, value in config.items() if key not in RUNTIME_KNOBS}
+def read(workdir: str) -> Record:
+    """The record of a workdir; EMPTY where nothing ran. A damaged one is named on stderr and is what can be rebuilt of it.
 
-
-def config_hash(config: dict) -> str:
-    """12 hexadecimal digits of the recipe."""
-    return hashlib.sha256(json.dumps(recipe_of(config), sort_keys=True).encode()).hexdigest()[:12]
-
-
-def flatten(config: dict, prefix: str = '') -> dict:
-    """{'augment.crop': 'random', ...}"""
-    flat = {}
-    for key, value in config.items():
-        flat.update(flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value})
-    return flat
-
-
-def claim_workdir(workdir: str, config: dict) -> TextIO | contextlib.nullcontext:
-    """Makes the workdir, holds it for this run and writes config.json, or checks that it holds this same run.
-
-    Returns a context that holds the workdir until it is left or the process ends; on process 0 it is the lock. Raises, on all hosts,
-    UserError when another config's run is there (with the knobs that differ), another process holds it or the hosts do not share
-    it, and OSError when it cannot be written.
+    Raises StorageError for one that cannot be read here, UserError for one of another version.
     """
-    if '://' in workdir:
-        raise UserError(
-            f'workdir={workdir} must be a folder: an object store can neither append metrics nor lock. Mount shared storage (launch/README.md).'
-        )
-    locks = []
+    found, problems = find(workdir)
+    for problem in problems:
+        terminal.warn_once(problem)
+    return found
 
-    def claim():
-        try:
-            os.makedirs(workdir, exist_ok=True)
-            locks.append(hosts.lock(workdir))
-        except OSError as error:
-            raise StorageError(f'workdir={workdir} cannot be written ({error.strerror}); choose another --workdir.') from error
-        path = os.path.join(workdir, 'config.json')
-        if os.path.exists(path):
-            check_same_recipe(workdir, read_json(path), config)
-        write_json(path, config)
-        return read_text(locks[0].name)
 
+def find(workdir: str) -> tuple[Record, list[str]]:
+    """(record, a sentence for each file of it that is damaged). Raises as read."""
+    path = os.path.join(workdir, FILE)
     try:
-        holder = hosts.on_first(claim)
-        path = os.path.join(workdir, '.lock')
-        if not hosts.everywhere(os.path.exists(path) and read_text(path) == holder):
-            raise UserError(f'workdir={workdir} is not the same folder on all hosts; choose one on shared storage.')
-    except BaseException:
-        for lock in locks:
-            lock.close()
-        raise
-    return locks[0] if locks else contextlib.nullcontext()
+        return _checked(path, storage.read_json(path)), []
+    except FileNotFoundError:
+        return _rebuilt(workdir, problems := []), problems  # of a version before this file, or the first run here
+    except storage.DamagedFile as error:
+        problems = [f'{error.what}; it is rebuilt from config.json and result.json.']
+        return _rebuilt(workdir, problems), problems
 
 
-def check_same_recipe(workdir: str, there: dict, here: dict) -> None:
-    """Raises UserError with the knobs that differ."""
-    old, new = flatten(recipe_of(there)), flatten(recipe_of(here))
-    differ = [f'{k}={old.get(k)!r} there, {new.get(k)!r} here' for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
-    if differ:
-        raise UserError(
-            f'workdir={workdir} holds a run with another config: {"; ".join(differ)}. Choose another --workdir or remove that one.'
-        )
+def exists(workdir: str) -> bool:
+    """Whether something ran in a folder: its record is there, or what it can be rebuilt from."""
+    return any(os.path.isfile(os.path.join(workdir, name)) for name in (FILE, 'config.json', 'model.json'))
 
 
-def warn_of_differences(workdir: str, config: dict) -> None:
-    """Says on stderr which NETWORK_KNOBS are not those that the run in workdir was trained with."""
-    path = os.path.join(workdir, 'config.json')
-    if jax.process_index() != 0 or not os.path.exists(path):
-        return
-    there = read_json(path)
-    asked = [knob for knob in NETWORK_KNOBS if not (knob in OWN_WHEN_NONE and config[knob] is None)]
-    differ = [f'{knob}={config[knob]!r} here, {there.get(knob)!r} there' for knob in asked if config[knob] != there.get(knob)]
-    if differ:
-        print(f'Warning: {workdir} was trained with another config: {"; ".join(differ)}.', file=sys.stderr, flush=True)
+def config_of(workdir: str) -> dict[str, Any] | None:
+    """The config of the training run in a workdir, None where there is none. Raises StorageError where it is damaged beyond rebuilding."""
+    found, problems = find(workdir)
+    if found['config'] is None and problems:
+        raise StorageError(f'{" ".join(problems)} Give --config=FILE, the config that the run was started with.')
+    return found['config']
 
 
-def read_text(path: str) -> str:
-    """The content of a text file."""
-    with open(path) as f:
-        return f.read()
+@contextlib.contextmanager
+def changing(workdir: str) -> Iterator[Record]:
+    """Gives the record to change, alone among processes, and writes it, unless an exception leaves the context."""
+    with storage.exclusive(os.path.join(workdir, '.record.lock')):
+        path = os.path.join(workdir, FILE)
+        found, problems = find(workdir)
+        for problem in problems:
+            terminal.warn_once(problem)
+        if problems and os.path.exists(path):
+            os.replace(path, f'{path}.damaged')
+        yield found
+        storage.write_json(path, found)
 
 
-def read_json(path: str):
-    """The value in a JSON file."""
-    with open(path) as f:
-        return json.load(f)
+def leave(workdir: str, result: dict[str, Any], config: dict[str, Any], show: Callable[[Record], None]) -> None:
+    """How a mode ends, on process 0: show(record) writes the page, then come result.json and, last of all, the record."""
+    with changing(workdir) as found:
+        mode = result['mode']
+        for part, value in (('results', result), ('configs', config), ('commands', command())):
+            found[part] = {name: one for name, one in found[part].items() if name != mode} | {mode: value}
+        show(found)
+        storage.write_json(os.path.join(workdir, 'result.json'), result)
 
 
-def write_text(path: str, text: str) -> None:
-    """Writes a whole file or none: a reader never sees half of it, whatever other processes write there too."""
-    partial = f'{path}.{os.uname().nodename}.{os.getpid()}.partial'
-    with open(partial, 'w', encoding='utf-8') as f:
-        f.write(text)
-    os.replace(partial, path)
-
-
-def csv_text(rows: list[dict[str, Any]], columns: list[str] | None = None) -> str:
-    """CSV of some columns, None: of the first row's. Nothing for no rows."""
-    if not rows:
-        return ''
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns or list(rows[0]), extrasaction='ignore', lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def write_json(path: str, value) -> None:
-    """A whole file or none, as write_text."""
-    write_text(path, json.dumps(value, indent=2) + '\n')
-
-
-class MetricWriter:
-    """Appends to metrics.jsonl and TensorBoard on process 0; does nothing elsewhere.
-
-    On resume from `step`, lines of later steps are dropped, so that every step stands there exactly once.
-    """
-
-    def __init__(self, workdir: str, step: int):
-        self._file = self._tensorboard = None
-        if jax.process_index() != 0:
-            return
-        from clu import metric_writers
-
-        path = os.path.join(workdir, 'metrics.jsonl')
-        kept = [line for line in read_jsonl(path) if line['step'] <= step]
-        write_text(path, ''.join(json.dumps(line) + '\n' for line in kept))
-        self._file = open(path, 'a', buffering=1)  # noqa: SIM115 closed by close()
-        self._tensorboard = metric_writers.create_default_writer(os.path.join(workdir, 'tensorboard'), asynchronous=False)
-
-    def write(self, step: int, split: str, **metrics: float) -> None:
-        """One line {'step', 'split', **metrics}, and the same scalars for TensorBoard."""
-        if self._file is None:
-            return
-        self._file.write(json.dumps({'step': step, 'split': split, **metrics}) + '\n')
-        self._tensorboard.write_scalars(step, {f'{split}/{name}': value for name, value in metrics.items()})
-
-    def flush(self) -> None:
-        """Returns when the lines are on the disk, whatever happens to the machine."""
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Closes both files; nothing can be written any more."""
-        if self._file is not None:
-            self._file.close()
-            self._tensorboard.close()
-
-
-def read_jsonl(path: str) -> list[dict]:
-    """The objects of a JSON-lines file; a last line cut off by a crash is left out. Empty when there is no file."""
-    if not os.path.exists(path):
-        return []
-    with open(path) as f:
-        lines = f.read().split('\n')
-    objects = [json.loads(line) for line in lines[:-1]]
-    return objects
-
-
-def result(mode: str, config: dict, step: int, metrics: dict, examples: int, seconds: float) -> dict:
-    """The record of a run, the content of result.json."""
-    import importlib.metadata
-
-    versions = {
-        name: importlib.metadata.version(name) for name in ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy')
-    }
+def result(mode: str, config: dict[str, Any], step: int, metrics: dict[str, Any], examples: int, seconds: float) -> dict[str, Any]:
+    """What a mode found, the content of result.json."""
     return {
         'mode': mode,
         'step': step,
         'metrics': metrics,
         'examples': examples,
         'seconds': round(seconds, 3),
-        'config_hash': config_hash(config),
+        'config_hash': recipe.config_hash(config),
+        **machine(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """{'versions', 'device', 'processes'} of this run."""
+    import importlib.metadata
+
+    import jax
+
+    names = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy')
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return {
         'versions': {'python': sys.version.split()[0], **versions},
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
         'processes': jax.process_count(),
     }
+
+
+def command() -> str:
+    """The command line of this process, for a shell, without the passwords of URLs."""
+    program, *words = sys.argv or ['']
+    start = ['python', program] if program.endswith('.py') else [program]
+    if os.path.basename(program) == '__main__.py':
+        start = ['python', '-m', os.path.basename(os.path.dirname(program))]
+    return without_passwords(shlex.join([*start, *words]))
+
+
+def without_passwords(text: str) -> str:
+    """postgresql://me:***@host/db?password=*** instead of what stands there."""
+    text = re.sub(r'(://[^:/@\s]*):\S*@', r'\1:***@', text)
+    return re.sub(r'([?&;]password=)[^&;\s\'"]*', r'\1***', text)
+
+
+def _checked(path: str, found: Any) -> Record:
+    """Raises DamagedFile for what is no record and UserError for one of another version."""
+    if not isinstance(found, dict) or 'version' not in found:
+        raise storage.DamagedFile(path, 'it holds no record')
+    if found['version'] != VERSION:
+        raise UserError(
+            f'{path} is of version {found["version"]}, this program writes {VERSION}; use the version of the program that wrote it.'
+        )
+    wrong = [name for name in EMPTY if name not in found or not isinstance(found[name], KINDS.get(name, object))]
+    wrong += [mode for mode, one in ({} if wrong else found['results']).items() if not _is_result(one)]
+    if wrong:
+        raise storage.DamagedFile(path, f'without a usable {wrong[0]!r}')
+    return found
+
+
+def _is_result(found: Any) -> bool:
+    return isinstance(found, dict) and all(key in found for key in RESULT)
+
+
+def _rebuilt(workdir: str, problems: list[str]) -> Record:
+    """What config.json, result.json and the model.json of earlier versions hold of the record."""
+    views: dict[str, Any] = {}
+    for name in ('config.json', 'model.json', 'result.json'):
+        try:
+            views[name] = storage.read_json(os.path.join(workdir, name))
+        except FileNotFoundError:
+            continue
+        except storage.DamagedFile as error:
+            problems.append(f'{error.what}.')
+            continue
+        if not isinstance(views[name], dict):
+            problems.append(f'{os.path.join(workdir, name)} is damaged (it holds no object).')
+            del views[name]
+    found = {name: value.copy() if isinstance(value, list | dict) else value for name, value in EMPTY.items()}
+    found |= {'config': views.get('config.json'), 'network': views.get('model.json')}
+    last = views.get('result.json')
+    if _is_result(last):
+        found['results'] = {last['mode']: last}
+        if last['mode'] == 'train':
+            spent = {'seconds': last['seconds'], 'images': last['examples']}
+            machine = {name: last[name] for name in ('device', 'processes', 'versions')}
+            found['starts'] = [{'began': None, 'step': 0, 'last_step': last['step'], **spent, **machine}]
+    return found

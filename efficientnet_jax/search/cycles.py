@@ -29,7 +29,7 @@ from efficientnet_jax import architectures
 from efficientnet_jax.architectures import Architecture, Block
 from efficientnet_jax.architectures.rounding import round_repeats
 from efficientnet_jax.errors import UserError
-from efficientnet_jax.runs import record
+from efficientnet_jax.runs import options, storage
 from efficientnet_jax.search.space import Candidate, Space
 from efficientnet_jax.tpu import aot
 
@@ -44,8 +44,7 @@ def cycle_cost(space: Space, config, folder: str) -> CycleTable:
     is not installed.
     """
     aot.slice_devices(config.study.chip, 'study.chip')
-    if config.study.cycles_batch < 1:
-        raise UserError(f'study.cycles_batch={config.study.cycles_batch} must be at least 1.')
+    options.check_value('study.cycles_batch', config.study.cycles_batch)
     return CycleTable(space, config, folder)
 
 
@@ -78,8 +77,8 @@ class CycleTable:
             path = os.path.join(self._folder, f'network{i}.json')
             if not os.path.exists(path):
                 os.makedirs(self._folder, exist_ok=True)
-                record.write_json(path, self._compile(i))
-            self._known |= {key: cycles for key, cycles in record.read_json(path).items() if self._from[key] == i}
+                storage.write_json(path, self._compile(i))
+            self._known |= {key: cycles for key, cycles in storage.read_json(path).items() if self._from[key] == i}
             self._read.add(i)
 
     def _compile(self, i: int) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from efficientnet_jax import counting
 from efficientnet_jax.architectures import Architecture
-from efficientnet_jax.errors import UserError
+from efficientnet_jax.runs import options
 
 REWARDS: dict[str, Callable[[float, float, float], float]] = {  # of accuracy, cost / T, w
     'mnas': lambda accuracy, ratio, w: accuracy * ratio**w,
@@ -45,13 +45,8 @@ class Objective(NamedTuple):
 def objective(config) -> Objective:
     """The objective of config.search. Raises UserError for a name that there is not, a target that is not positive or a w that is not negative."""
     search = config.search
-    for knob, allowed in (('reward', REWARDS), ('cost', COSTS)):
-        if search[knob] not in allowed:
-            raise UserError(f'search.{knob}={search[knob]!r} must be one of {", ".join(allowed)}.')
-    if not search.target > 0:
-        raise UserError(f"search.target={search.target} must be positive, in the cost's unit ({COSTS[search.cost]}).")
-    if not search.w < 0:
-        raise UserError(f'search.w={search.w} must be negative: a cost above the target lowers the reward; published: -0.07.')
+    for name in ('reward', 'cost', 'target', 'w'):
+        options.check_value(f'search.{name}', search[name])
     return Objective(search.reward, search.cost, search.target, search.w)
 
 

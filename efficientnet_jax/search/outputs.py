@@ -12,8 +12,8 @@ import textwrap
 from typing import Any
 
 from efficientnet_jax.evaluation.network import as_dict
-from efficientnet_jax.runs import record
-from efficientnet_jax.runs.record import RUNTIME_KNOBS, flatten
+from efficientnet_jax.runs import storage
+from efficientnet_jax.runs.recipe import RUNTIME_KNOBS, flatten
 from efficientnet_jax.search import plots
 from efficientnet_jax.search.objective import pareto_front
 from efficientnet_jax.search.settings import Setting
@@ -26,7 +26,7 @@ FRONT = ('hash', 'arm', 'slot', 'cost', 'accuracy', 'reward')
 def write_trials(folder: str, records: list[Record]) -> None:
     """One line a slot."""
     os.makedirs(folder, exist_ok=True)
-    record.write_text(os.path.join(folder, 'trials.jsonl'), ''.join(json.dumps(one) + '\n' for one in records))
+    storage.write_text(os.path.join(folder, 'trials.jsonl'), ''.join(json.dumps(one) + '\n' for one in records))
 
 
 def write(folder: str, config, found: Setting, records: list[Record]) -> dict[str, Any]:
@@ -35,8 +35,8 @@ def write(folder: str, config, found: Setting, records: list[Record]) -> dict[st
     best = best_ones(records)
     front = pareto_front(best, lambda one: one['cost'], lambda one: one['accuracy'])
     rows = [{name: one[name] for name in FRONT} for one in front]
-    record.write_text(os.path.join(folder, 'front.csv'), record.csv_text(rows))
-    record.write_text(
+    storage.write_text(os.path.join(folder, 'front.csv'), storage.csv_text(rows))
+    storage.write_text(
         os.path.join(folder, 'front.json'),
         json.dumps([row | {'candidate': one['candidate']} for row, one in zip(rows, front, strict=True)]),
     )
@@ -120,7 +120,7 @@ def write_winner(folder: str, config, found: Setting, one: Record, how: str, whe
         ]
     )
     os.makedirs(folder, exist_ok=True)
-    record.write_text(os.path.join(folder, 'winner.py'), text + '\n')
+    storage.write_text(os.path.join(folder, 'winner.py'), text + '\n')
 
 
 # Knobs that do not decide a result but are set for a data set.
@@ -168,7 +168,7 @@ def table(headings: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
 def write_table(folder: str, name: str, text: str, content: dict[str, Any]) -> dict[str, Any]:
     """NAME.md, NAME.csv and NAME.json; the content without its rows, for result.json."""
     os.makedirs(folder, exist_ok=True)
-    record.write_text(os.path.join(folder, f'{name}.md'), text)
-    record.write_text(os.path.join(folder, f'{name}.csv'), record.csv_text(content['rows']))
-    record.write_text(os.path.join(folder, f'{name}.json'), json.dumps(content, indent=2))
+    storage.write_text(os.path.join(folder, f'{name}.md'), text)
+    storage.write_text(os.path.join(folder, f'{name}.csv'), storage.csv_text(content['rows']))
+    storage.write_text(os.path.join(folder, f'{name}.json'), json.dumps(content, indent=2))
     return {key: value for key, value in content.items() if key != 'rows'}

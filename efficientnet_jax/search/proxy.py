@@ -20,7 +20,7 @@ import jax
 from efficientnet_jax.data import sources
 from efficientnet_jax.errors import NotFinite, UserError
 from efficientnet_jax.evaluation.network import as_dict
-from efficientnet_jax.runs import hosts, record
+from efficientnet_jax.runs import hosts, recipe, storage
 from efficientnet_jax.search.space import Candidate, Space
 from efficientnet_jax.tpu import aot
 from efficientnet_jax.training.loop import state_scorer, train
@@ -82,9 +82,6 @@ def _rungs(knobs, horizon: Horizon) -> list[int]:
 def check(config, space: Space, candidates: list[Candidate]) -> None:
     """Builds, without compiling, what would be trained of the candidates. Raises UserError for a knob that cannot work."""
     knobs = config.search
-    for name, low in (('epochs', 0), ('steps', 1), ('warmup_epochs', 0), ('resolution', 8), ('rungs', 1), ('rung_factor', 2)):
-        if knobs[name] is not None and not knobs[name] >= low:
-            raise UserError(f'search.{name}={knobs[name]} must be at least {low}.')
     source = sources.open_source(config.dataset, knobs.train_split, config.data_dir)
     for candidate in candidates:
         training_of(full_config(config, space, candidate), source.num_classes, len(source))
@@ -113,8 +110,8 @@ def evaluate(config, space: Space, candidate: Candidate, folder: str, go_on: GoO
 def trained(one, folder: str, go_on: GoOn | None, rungs: list[int], knobs) -> dict[str, Any]:
     """As evaluate, for any config of a candidate; knobs: config.search."""
     path, began = os.path.join(folder, RESULT), time.monotonic()
-    identity = record.config_hash(as_dict(one))
-    known = hosts.on_first(lambda: record.read_json(path) if os.path.exists(path) else None)
+    identity = recipe.config_hash(as_dict(one))
+    known = hosts.on_first(lambda: storage.read_json(path) if os.path.exists(path) else None)
     if known is not None:
         if known['config_hash'] != identity:
             raise UserError(f'{folder} holds the candidate under another config; choose another --workdir, or remove {folder}.')
@@ -132,7 +129,7 @@ def trained(one, folder: str, go_on: GoOn | None, rungs: list[int], knobs) -> di
     found['seconds'] = round(time.monotonic() - began, 1)
 
     def keep():
-        record.write_json(path, found | {'config_hash': identity})
+        storage.write_json(path, found | {'config_hash': identity})
         if not knobs.keep_checkpoints:
             shutil.rmtree(os.path.join(folder, 'checkpoints'), ignore_errors=True)
 

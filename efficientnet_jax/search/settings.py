@@ -13,14 +13,13 @@ from efficientnet_jax.data import sources
 from efficientnet_jax.errors import UserError
 from efficientnet_jax.evaluation.network import as_dict
 from efficientnet_jax.queue import trials
-from efficientnet_jax.runs import hosts, options, record
+from efficientnet_jax.runs import hosts, options, recipe
 from efficientnet_jax.search import cycles, holdout, masks, proxy, strategies, supernet_train
 from efficientnet_jax.search import objective as objectives
 from efficientnet_jax.search import space as spaces
 from efficientnet_jax.search.objective import Objective
 from efficientnet_jax.search.space import Candidate, Space
 
-EVALUATIONS = ('train', 'supernet', 'oracle')
 # Knobs of config.search that do not decide what a slot's result is.
 RUNTIME = (
     'action', 'storage', 'name', 'lease_seconds', 'retry', 'compile_ahead', 'keep_checkpoints', 'finalists', 'checked', 'check_seeds',
@@ -41,11 +40,6 @@ def setting(config, workdir: str) -> Setting:
     """Raises UserError for a knob that cannot work, or a target below the cost of every candidate."""
     options.check(config)
     knobs = config.search
-    if knobs.evaluation not in EVALUATIONS:
-        raise UserError(f'search.evaluation={knobs.evaluation!r} must be one of {", ".join(EVALUATIONS)}.')
-    for name, low in (('trials', 1), ('finalists', 1), ('checked', 3), ('check_seeds', 2), ('seeds', 1)):
-        if knobs[name] < low:
-            raise UserError(f'search.{name}={knobs[name]} must be at least {low}.')
     if knobs.cost == 'step_seconds' and knobs.evaluation != 'train':
         raise UserError(f"search.cost='step_seconds' needs search.evaluation='train', not {knobs.evaluation!r}, which runs no update.")
     space, aim = space_of(config), objectives.objective(config)
@@ -132,9 +126,9 @@ def open_queue(config, workdir: str, found: Setting, suffix: str = '') -> trials
         decides |= {name: config.study[name] for name in ('chip', 'cycles_batch', 'cycles_train')}
     if knobs.cost == 'step_seconds':
         decides['device'] = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
-    settings: dict[str, Any] = record.recipe_of(as_dict(config)) | {'search': decides}
+    settings: dict[str, Any] = recipe.recipe_of(as_dict(config)) | {'search': decides}
     settings |= {'space': {'name': found.space.name, 'version': found.space.version}}
-    queue = trials.open_study(storage_of(config, workdir), knobs.name + suffix, record.flatten(settings), lease_seconds=knobs.lease_seconds)
+    queue = trials.open_study(storage_of(config, workdir), knobs.name + suffix, recipe.flatten(settings), lease_seconds=knobs.lease_seconds)
     if knobs.retry:
         queue.retry()
     return queue

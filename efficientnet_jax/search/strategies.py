@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from efficientnet_jax.errors import UserError
+from efficientnet_jax.runs import options
 from efficientnet_jax.search.space import Candidate, Space
 
 
@@ -130,11 +131,9 @@ STRATEGIES = {'random': Random, 'evolution': Evolution, 'ppo': _ppo, 'tpe': Tpe,
 
 def strategy(name: str, space: Space, knobs, seed: int) -> Strategy:
     """The strategy of that name; knobs: config.search. Raises UserError for a name or number that cannot work."""
-    if name not in STRATEGIES:
-        raise UserError(f'search.strategy={name!r} must be one of {", ".join(STRATEGIES)}.')
-    for knob in ('population', 'sample', 'ppo_batch', 'ppo_epochs', 'ppo_hidden'):
-        if knobs[knob] < 1:
-            raise UserError(f'search.{knob}={knobs[knob]} must be at least 1.')
+    options.check_value('search.strategy', name)
+    for number in ('population', 'sample', 'ppo_batch', 'ppo_epochs', 'ppo_hidden'):
+        options.check_value(f'search.{number}', knobs[number])
     if knobs.sample > knobs.population:
         raise UserError(f'search.sample={knobs.sample} must not exceed search.population={knobs.population}.')
     return STRATEGIES[name](space, knobs, seed)

@@ -23,7 +23,7 @@ from efficientnet_jax.data.preprocess import Preprocess
 from efficientnet_jax.errors import UserError
 from efficientnet_jax.evaluation.inference import eval_step
 from efficientnet_jax.evaluation.network import architecture_of, preprocess_of
-from efficientnet_jax.runs import hosts, record
+from efficientnet_jax.runs import hosts, storage
 from efficientnet_jax.runs.checkpoint import Checkpoints
 from efficientnet_jax.runs.mesh import put, replicated
 from efficientnet_jax.search.masks import largest, smallest
@@ -49,8 +49,6 @@ def build(space: Space, config, num_classes: int, train_examples: int, devices=N
     if config.init_from is not None:
         raise UserError('init_from must be None: no published weights fit a supernet.')
     share = config.supernet.largest_share
-    if not 0 <= share <= 1:
-        raise UserError(f'supernet.largest_share={share} must be between 0 and 1.')
     setup = training_of(config, num_classes, train_examples, devices)
     same = ('num_classes', 'dtype', 'batch_norm_group', 'remat', 'classifier_init_scale', 'data_shards')
     return setup.with_module(Supernet(space, largest_share=share, **{name: getattr(setup.module, name) for name in same}))
@@ -66,9 +64,9 @@ def train_supernet(config, space: Space, workdir: str) -> tuple[TrainState, Trai
     def check():
         os.makedirs(workdir, exist_ok=True)
         path = os.path.join(workdir, 'supernet.json')
-        if os.path.exists(path) and record.read_json(path) != identity:
-            raise UserError(f'workdir={workdir} holds the supernet {record.read_json(path)}, not {identity}; choose another --workdir.')
-        record.write_json(path, identity)
+        if os.path.exists(path) and storage.read_json(path) != identity:
+            raise UserError(f'workdir={workdir} holds the supernet {storage.read_json(path)}, not {identity}; choose another --workdir.')
+        storage.write_json(path, identity)
 
     hosts.on_first(check)
 
@@ -111,10 +109,7 @@ class Evaluator:
 
     def __init__(self, setup: Training, config):
         self.space: Space = setup.module.space
-        number = config.supernet.calibration_batches
-        if number < 1:
-            raise UserError(f'supernet.calibration_batches={number} must be at least 1.')
-        self._calibration = train_batches(setup, config, number)
+        self._calibration = train_batches(setup, config, config.supernet.calibration_batches)
         source = sources.open_source(config.dataset, config.eval_split, config.data_dir)
         batches = pipeline.eval_batches(
             source, batch_size=config.eval_batch_size, preprocess=setup.preprocess, max_corrupt=config.max_corrupt,

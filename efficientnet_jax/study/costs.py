@@ -18,7 +18,7 @@ from efficientnet_jax import models
 from efficientnet_jax.architectures import Architecture
 from efficientnet_jax.errors import UserError
 from efficientnet_jax.evaluation.network import as_dict
-from efficientnet_jax.runs import record
+from efficientnet_jax.runs import recipe, storage
 from efficientnet_jax.study import methods, points
 from efficientnet_jax.tpu import aot, jaxpr_count
 
@@ -88,18 +88,18 @@ class Costs:
             kept = {key: compute()}
             if jax.process_index() == 0:
                 os.makedirs(os.path.dirname(self._path), exist_ok=True)
-                record.write_text(self._path, json.dumps(self._kept() | kept, indent=2) + '\n')
+                storage.write_text(self._path, json.dumps(self._kept() | kept, indent=2) + '\n')
         return kept[key]
 
     def _kept(self) -> dict[str, dict[str, Any]]:
-        return record.read_json(self._path) if os.path.exists(self._path) else {}
+        return storage.read_json(self._path) if os.path.exists(self._path) else {}
 
     def _key(self, architecture: Architecture, what: str) -> str:
         return f'{points.network(architecture)} {self._num_classes} classes {what}'
 
     def _cycles_key(self, architecture: Architecture) -> str:
         knobs = self._knobs
-        step = f'update {record.config_hash(as_dict(self._config))}' if knobs.cycles_train else 'evaluation'
+        step = f'update {recipe.config_hash(as_dict(self._config))}' if knobs.cycles_train else 'evaluation'
         return self._key(
             architecture, f'cycles {knobs.chip} batch {knobs.cycles_batch} {step} {self._config.dtype} libtpu {aot.libtpu_version()}'
         )

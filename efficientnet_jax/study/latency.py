@@ -17,7 +17,7 @@ from typing import Any
 from efficientnet_jax import architectures
 from efficientnet_jax.evaluation.network import as_dict
 from efficientnet_jax.reporting import page
-from efficientnet_jax.runs import record
+from efficientnet_jax.runs import record, storage
 from efficientnet_jax.study import plots, rows
 from efficientnet_jax.study.points import Point, Printed
 
@@ -76,7 +76,7 @@ def row(architecture, line: dict[str, Any]) -> dict[str, Any]:
 
 def measured(path: str, machine: str) -> dict[str, dict[str, Any]]:
     """{model: its line} of what was measured on this machine."""
-    return {line['model']: line for line in record.read_jsonl(path) if line['machine'] == machine}
+    return {line['model']: line for line in storage.read_jsonl(path) if line['machine'] == machine}
 
 
 def measure(model: str, runs: int) -> list[float]:

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from efficientnet_jax.reporting.pictures import large
-from efficientnet_jax.runs import record
+from efficientnet_jax.runs import storage
 from efficientnet_jax.study import points
 from efficientnet_jax.study.points import Point
 
@@ -76,6 +76,6 @@ def save(folder: str, name: str, rows: list[dict[str, Any]], title: str, notes: 
     os.makedirs(folder, exist_ok=True)
     markdown = as_markdown(rows, title, notes)
     content = {'title': title, 'facts': facts, 'notes': notes, 'rows': rows}
-    for suffix, text in (('csv', record.csv_text(rows, columns(rows))), ('json', json.dumps(content, indent=2) + '\n'), ('md', markdown)):
-        record.write_text(os.path.join(folder, f'{name}.{suffix}'), text)
+    for suffix, text in (('csv', storage.csv_text(rows, columns(rows))), ('json', json.dumps(content, indent=2) + '\n'), ('md', markdown)):
+        storage.write_text(os.path.join(folder, f'{name}.{suffix}'), text)
     return markdown

@@ -13,8 +13,7 @@ from efficientnet_jax.data import sources
 from efficientnet_jax.errors import UserError
 from efficientnet_jax.evaluation.network import architecture_of, as_dict
 from efficientnet_jax.reporting import page
-from efficientnet_jax.runs import record
-from efficientnet_jax.runs.options import check as check_recipe
+from efficientnet_jax.runs import options, record
 from efficientnet_jax.study import cam, costs, grid, latency, methods, plots, rows, tables, trained
 from efficientnet_jax.study.points import Point
 from efficientnet_jax.tpu import aot
@@ -151,41 +150,13 @@ def best(table: list[dict[str, Any]]) -> dict[str, Any]:
 
 def check(config) -> None:
     """Raises UserError for a knob of config.study that could never work."""
-    check_recipe(config)
+    options.check(config)
     knobs = config.study
-    choices = {
-        'kind': (*TITLES, *OTHERS),
-        'constraint': grid.CONSTRAINTS,
-        'depth_rounding': grid.DEPTH_ROUNDINGS,
-    }
-    for name, allowed in choices.items():
-        if knobs[name] not in allowed:
-            raise UserError(
-                f'study.{name}={knobs[name]!r} must be one of {", ".join(allowed)}. Configs: configs/study.py:table2 and so on.'
-            )
     if config.stages is not None and knobs.kind in TITLES and knobs.kind not in ('grid', 'plan'):
         raise UserError(
             f'study.kind={knobs.kind!r} is of the published networks, and stages={config.stages!r} is another one; scale it with '
             '--config.study.kind=plan or grid.'
         )
-    unknown = [method for method in knobs.methods if method not in methods.METHODS]
-    if unknown or not knobs.methods:
-        raise UserError(f'study.methods={tuple(knobs.methods)} must name some of {", ".join(methods.METHODS)}.')
-    lowest = {
-        'seeds': 1,
-        'step': 0.001,
-        'highest': 1,
-        'ratio': 0,
-        'tolerance': 0,
-        'resolution_multiple': 1,
-        'max_resolution': 8,
-        'late_stages': 1,
-        'cycles_batch': 1,
-        'compiles': 1,
-    }
-    for name, low in lowest.items():
-        if knobs[name] is not None and not knobs[name] >= low:  # NaN is not at least anything
-            raise UserError(f'study.{name}={knobs[name]} must be at least {low}.')
     if knobs.target is not None:
         methods.parse_target(knobs.target)
     if costs.wants_cycles(config):

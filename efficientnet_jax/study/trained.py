@@ -21,7 +21,7 @@ from efficientnet_jax.data import sources
 from efficientnet_jax.errors import UserError
 from efficientnet_jax.evaluation.network import architecture_of, as_dict
 from efficientnet_jax.queue import trials
-from efficientnet_jax.runs import hosts, record
+from efficientnet_jax.runs import hosts, recipe
 from efficientnet_jax.study.points import Point, knobs, network
 from efficientnet_jax.training.loop import train
 from efficientnet_jax.training.setup import training_of
@@ -64,7 +64,7 @@ def hosts_queue(config, workdir: str, runs: dict[str, dict[str, Any]]) -> trials
 
     def open_it():
         settings = {k: v for k, v in as_dict(config.study).items() if k not in RUNTIME}
-        settings = record.flatten(record.recipe_of(as_dict(config)) | {'study': settings})
+        settings = recipe.flatten(recipe.recipe_of(as_dict(config)) | {'study': settings})
         storage = config.study.storage or f'journal:{os.path.join(os.path.abspath(workdir), "study", "trials.journal")}'
         queue = trials.open_study(storage, config.study.name or config.study.kind, settings, lease_seconds=config.study.lease_seconds)
         if config.study.retry:

@@ -8,7 +8,8 @@ import os
 import jax
 
 from efficientnet_jax.reporting.progress import Meter, Progress
-from efficientnet_jax.runs.record import MetricWriter, read_jsonl
+from efficientnet_jax.runs.metrics import KEYS, MetricWriter
+from efficientnet_jax.runs.storage import read_lines
 
 
 class TrainLog:
@@ -23,7 +24,7 @@ class TrainLog:
         self._workdir, self._rate, self._progress = workdir, learning_rate, progress
         # Whether the step that the run goes on from was evaluated.
         path = os.path.join(workdir, 'metrics.jsonl')
-        self.evaluated = any(line['step'] == step and line['split'] != 'train' for line in read_jsonl(path))
+        self.evaluated = any(line['step'] == step and line['split'] != 'train' for line in read_lines(path, KEYS).objects)
         self._writer = MetricWriter(workdir, step)
         self._window: list = []  # metrics of updates since the last line
         self.meter = Meter(batch_size)
@@ -39,13 +40,13 @@ class TrainLog:
         self._window.append(metrics)
         self.meter.step()
 
-    def first_bad(self, step: int) -> tuple[int, dict[str, float]] | None:
-        """(step, metrics) of the first update since the last line whose loss or gradients are NaN or infinite. step: the newest."""
+    def first_bad(self, step: int) -> tuple[int, str] | None:
+        """(step, what is wrong) of the first update since the last line whose loss or gradients are NaN or infinite. step: the newest."""
         self._window = [{name: float(value) for name, value in jax.device_get(metrics).items()} for metrics in self._window]
         first = step - len(self._window) + 1
         for i, metrics in enumerate(self._window):
             if not (math.isfinite(metrics['loss']) and math.isfinite(metrics['grad_norm'])):
-                return first + i, metrics
+                return first + i, f'loss={metrics["loss"]}, grad_norm={metrics["grad_norm"]}'
         return None
 
     def write_line(self, step: int, waited: float) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from efficientnet_jax.architectures import Architecture
 from efficientnet_jax.data.preprocess import IMAGENET, INCEPTION, LITE, Preprocess
 from efficientnet_jax.errors import UserError
+from efficientnet_jax.weights import limits
 from efficientnet_jax.weights.files import File
 
 PADDINGS = ('same', 'symmetric')
@@ -79,7 +80,10 @@ def timm_padding(architecture: Architecture, file: File) -> str:
 def preprocess(architecture: Architecture, naming: str, file: File) -> Preprocess:
     """How images are prepared for these weights, as at their published evaluation."""
     if naming == 'timm' and file.timm_config is not None:
-        return _timm_config(file.timm_config, architecture)
+        try:
+            return _timm_config(file.timm_config, architecture)
+        except Exception as error:  # the file beside the weights is a stranger's too
+            raise UserError(f'{file.where}: pretrained_cfg of the config.json beside it is wrong: {limits.printable(error)}') from error
     if naming == 'torchvision' or (naming == 'timm' and architecture.name == 'resnet50'):
         side, resize, interpolation = TORCHVISION.get(architecture.name, (architecture.resolution, 256, 'bilinear'))
         return Preprocess(side, side / resize, interpolation, **IMAGENET)
@@ -125,6 +129,13 @@ def _keras(file):
     if mean is None or variance is None:
         return INCEPTION if any('Conv1' in name for name in file.arrays) else {}
     std = np.asarray(IMAGENET['std']) / 255
+    if (
+        np.size(mean) != 3
+        or np.size(variance) != 3
+        or not np.isfinite([*np.ravel(mean), *np.ravel(variance)]).all()
+        or np.min(variance) <= 0
+    ):
+        raise UserError(f'{file.where}: its normalization layer must have three means and three variances above 0.')
     variance = np.asarray(variance, np.float64).reshape(3)
     twice = sum(name.startswith('rescaling') for name in file.arrays) > 1
     swapped = np.allclose(variance, std, rtol=1e-4)

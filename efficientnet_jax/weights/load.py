@@ -30,6 +30,7 @@ def load(
     padding: str | None = None,
     num_classes: int | None = None,
     classifier: bool = True,
+    allow_not_finite: bool = False,
 ) -> Pretrained:
     """Loads weights of any published EfficientNet, Lite, EdgeTPU, MnasNet, MobileNetV2 or ResNet-50, or of this project.
 
@@ -38,8 +39,9 @@ def load(
     padding: 'same' or 'symmetric' for timm files that do not tell; wins over what they tell.
     num_classes: the number of classes that the file must have; None: whatever it has.
     classifier: False drops the file's classifier, if it has one: variables then lack params/classifier. num_classes sets the module's.
-    Raises FileNotFoundError, or UserError: Mismatch with the diff, Refused for a file that would run code,
-      plain for a damaged or unknown one; checkpoint.Damaged, an OSError, for a damaged workdir.
+    allow_not_finite: True takes NaN, infinities and negative variances, which are refused otherwise.
+    Raises StorageError (NotThere where nothing is), or UserError: Mismatch with the diff, Refused for a file that asks for code, other
+      files or far more memory than its size (limits.py), plain for a damaged or unknown one; StorageError for a damaged workdir.
     Nothing is returned unless all arrays of the file and all variables of the model match.
     """
     architecture = architectures.get(name_or_architecture) if isinstance(name_or_architecture, str) else name_or_architecture
@@ -55,7 +57,7 @@ def load(
         flavoured = dataclasses.replace(architecture, **flavour)
     else:
         flavoured = flavours.flavoured(architecture, naming, file, padding)
-    variables = match(file, flavoured, naming, num_classes, classifier)
+    variables = match(file, flavoured, naming, num_classes, classifier, allow_not_finite)
     # Without the file's classifier the module's width is the caller's choice.
     width = num_classes or classes(file.arrays, flavoured, naming) or 1000
     module = models.build(flavoured, width)

@@ -36,11 +36,18 @@ def recognise(file: File, architecture: Architecture) -> str:
     return best
 
 
-def match(file: File, architecture: Architecture, naming: str, num_classes: int | None = None, classifier: bool = True) -> dict[str, Any]:
+def match(
+    file: File,
+    architecture: Architecture,
+    naming: str,
+    num_classes: int | None = None,
+    classifier: bool = True,
+    allow_not_finite: bool = False,
+) -> dict[str, Any]:
     """{'params': ..., 'batch_stats': ...} as float32.
 
     num_classes: what the classifier must have; None: what the file has. classifier: False leaves the classifier out, there or not.
-    Raises Mismatch.
+    allow_not_finite: takes NaN, infinities and negative variances, which are refused otherwise. Raises Mismatch; UserError for those.
     """
     layout = names.NAMINGS[naming].layout
     found = dict(file.arrays)
@@ -68,20 +75,36 @@ def match(file: File, architecture: Architecture, naming: str, num_classes: int 
         )
     variables: dict[str, Any] = {'params': {}, 'batch_stats': {}}
     for array in wanted:
-        _put(variables, array.path, np.ascontiguousarray(layouts.to_ours(found[array.theirs], array.kind, layout), np.float32))
+        with np.errstate(over='ignore', invalid='ignore'):  # float64 beyond float32 becomes an infinity, which is told below
+            value = np.ascontiguousarray(layouts.to_ours(found[array.theirs], array.kind, layout), np.float32)
+        if not allow_not_finite:
+            _check_finite(value, array, file.where)
+        _put(variables, array.path, value)
     return variables
+
+
+def _check_finite(value: np.ndarray, array: names.Array, where: str) -> None:
+    """Raises UserError for values that no trained network has."""
+    bad, what = np.count_nonzero(~np.isfinite(value)), 'NaN or infinite'
+    if not bad and array.path.endswith('/bn/var'):
+        bad, what = np.count_nonzero(value < 0), 'negative, in a variance'
+    if bad:
+        raise UserError(
+            f'{where}: {bad} of {value.size} values of {array.theirs} are {what}: its training diverged or the file is damaged. '
+            'weights.load(..., allow_not_finite=True) takes them all the same.'
+        )
 
 
 def suggestion(file: File, architecture: Architecture) -> str:
     """' These arrays are those of ...' where other architectures fit exactly in all names and shapes."""
     fitting = []
+    seen = {key: value.shape for key, value in file.arrays.items() if not _ignored(key)}
     for name in architectures.names():
         other = architectures.get(name)
         for naming in names.known(other):
             wanted = names.arrays(other, naming, classes(file.arrays, other, naming) or 1000)
             layout = names.NAMINGS[naming].layout
             shapes = {a.theirs: layouts.to_theirs(np.broadcast_to(np.float32(0), a.shape), a.kind, layout).shape for a in wanted}
-            seen = {key: value.shape for key, value in file.arrays.items() if not _ignored(key)}
             if shapes == seen and name != architecture.name:
                 fitting.append(name)
     return f' These arrays are those of {" or ".join(sorted(set(fitting)))}.' if fitting else ''

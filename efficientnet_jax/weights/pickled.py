@@ -1,46 +1,46 @@
 """PyTorch .pth files without PyTorch and without running anything that is in them.
 
-A .pth file is a pickle, and a pickle can call any function. The reader here looks up names in a short table of its own (tensors, their
-storages, an ordered dict) and refuses the file at the first other name, before anything is called. Both layouts are read: the zip of
+A .pth file is a pickle, and a pickle can call any function. Here it is read as data (pickle_data.py), in which a short table of names has
+a meaning: tensors, their storages, an ordered dict. The file is refused at the first other name. Both layouts are read: the zip of
 PyTorch 1.6 and later, and the stream of pickles before it. Source: torch/serialization.py, torch/_utils.py.
 """
 
 from __future__ import annotations
 
-import collections
 import io
-import pickle
-import zipfile
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from efficientnet_jax.errors import UserError
+from efficientnet_jax.weights import limits, pickle_data
+from efficientnet_jax.weights.limits import Refused
+from efficientnet_jax.weights.pickle_data import Name
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 DTYPES = {
-    'FloatStorage': np.dtype('<f4'),
-    'DoubleStorage': np.dtype('<f8'),
-    'HalfStorage': np.dtype('<f2'),
-    'BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
-    'LongStorage': np.dtype('<i8'),
-    'IntStorage': np.dtype('<i4'),
-    'ShortStorage': np.dtype('<i2'),
-    'CharStorage': np.dtype('i1'),
-    'ByteStorage': np.dtype('u1'),
-    'BoolStorage': np.dtype('?'),
-}
-
-
-class Refused(UserError):
-    """The pickle asks for something other than tensors."""
+    'FloatStorage': '<f4', 'DoubleStorage': '<f8', 'HalfStorage': '<f2', 'BFloat16Storage': ml_dtypes.bfloat16, 'LongStorage': '<i8',
+    'IntStorage': '<i4', 'ShortStorage': '<i2', 'CharStorage': 'i1', 'ByteStorage': 'u1', 'BoolStorage': '?',
+}  # fmt: skip
+# timm's order: the moving average evaluates better than the raw weights beside it.
+STATE_DICTS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
+WRAPPERS = ('module.', '_orig_mod.')  # DistributedDataParallel, torch.compile
 
 
 class _Storage(NamedTuple):
-    dtype: np.dtype
+    type: str  # a key of DTYPES
     key: str
     elements: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(DTYPES[self.type])
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * self.dtype.itemsize
 
 
 class _Tensor(NamedTuple):
@@ -50,111 +50,129 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-class _Opaque:
-    """Stands for an object whose content is not needed, such as the command line of a training script."""
-
-
 def _tensor(storage, offset, shape, strides, *_):
-    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+    if type(storage) is not _Storage or type(shape) is not tuple or type(strides) is not tuple:
+        raise ValueError('a tensor without a storage or a shape')
+    if any(type(number) is not int for number in (offset, *shape, *strides)):
+        raise ValueError('a tensor whose shape has other things than whole numbers')
+    return _Tensor(storage, offset, shape, strides)
 
 
-def _parameter(tensor, *_):
-    return tensor
+def _ordered(pairs=()):
+    return {pickle_data.checked_key(key): value for key, value in pairs}
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file, where) -> None:
-        super().__init__(file, encoding='utf-8')
+CALLS: dict[tuple[str, str], Callable[..., Any]] = {
+    ('collections', 'OrderedDict'): _ordered,
+    ('torch._utils', '_rebuild_tensor_v2'): _tensor,
+    ('torch._utils', '_rebuild_parameter'): lambda tensor, *_: tensor,
+    ('torch', 'Size'): lambda sizes=(): sizes,
+    ('argparse', 'Namespace'): lambda: None,  # the command line of a training script
+}
+
+
+class _Reader:
+    """One file: what its names, calls and storages mean."""
+
+    def __init__(self, where: str) -> None:
         self.where = where
         self.storages: dict[str, _Storage] = {}
 
-    def find_class(self, module, name):
-        if module == 'torch' and name in DTYPES:
-            return DTYPES[name]
-        allowed = {
-            ('collections', 'OrderedDict'): collections.OrderedDict,
-            ('torch._utils', '_rebuild_tensor_v2'): _tensor,
-            ('torch._utils', '_rebuild_parameter'): _parameter,
-            ('torch', 'Size'): tuple,
-            ('argparse', 'Namespace'): _Opaque,
-        }
-        if (module, name) not in allowed:
+    def load(self, file) -> Any:
+        """The next pickle of a file."""
+        return pickle_data.load(file, self.where, self.call, self.storage, self.known)
+
+    def known(self, name: Name) -> None:
+        """Raises Refused for a name that is not in the tables."""
+        if (name.module, name.name) not in CALLS and not (name.module == 'torch' and name.name in DTYPES):
             raise Refused(
-                f'{self.where} asks to load {module}.{name}, which could run code; only tensors are read. If you trust the file, '
+                f'{self.where} asks to load {limits.printable(".".join(name))}, which could run code; only tensors are read. If you trust the file, '
                 'save its tensors anew where it opens: safetensors.torch.save_file(state_dict, "weights.safetensors").'
             )
-        return allowed[module, name]
 
-    def persistent_load(self, pid):
-        # ('storage', type, key, device, count), and the view of another storage in old files.
-        if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == 'storage' and isinstance(pid[1], np.dtype)):
+    def call(self, name: Name, arguments: tuple) -> Any:
+        """What a call of a known name makes."""
+        return CALLS[name.module, name.name](*arguments)
+
+    def storage(self, pid: Any) -> _Storage:
+        """Of ('storage', type, key, device, count), and the view of another storage in old files."""
+        if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == 'storage' and isinstance(pid[1], Name) and pid[1].name in DTYPES):
             raise Refused(f'{self.where} holds a persistent object that is not a tensor storage.')
         if len(pid) > 5 and pid[5] is not None:
             raise Refused(f'{self.where} holds a view of another storage (PyTorch before 0.4); save it anew with a newer PyTorch.')
-        return self.storages.setdefault(str(pid[2]), _Storage(pid[1], str(pid[2]), int(pid[4])))
+        if type(pid[2]) not in (str, int) or type(pid[4]) is not int or pid[4] < 0:
+            raise ValueError(f'a storage of {pid[4]!r} elements')
+        return self.storages.setdefault(str(pid[2]), _Storage(pid[1].name, str(pid[2]), pid[4]))
 
 
-def read(data: bytes, where: str):
-    """The object in a .pth file, with NumPy arrays in the place of tensors. Raises Refused, or UserError for a damaged file."""
-    try:
-        return _read_zip(data, where) if data[:2] == b'PK' else _read_stream(data, where)
-    except Refused:
-        raise
-    except (EOFError, KeyError, IndexError, AttributeError, TypeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise UserError(f'{where} is cut off or damaged: {error}. Fetch it again.') from error
+def arrays(data: bytes, where: str) -> dict[str, np.ndarray]:
+    """The tensors of the state dict in a .pth file.
+
+    Raises Refused, or UserError for a file without tensors; exceptions of any kind for a damaged one, which files.read names.
+    """
+    found = _from_zip(data, where) if data[:2] == b'PK' else _from_stream(data, where)
+    for wrapper in WRAPPERS:
+        if all(name.startswith(wrapper) for name in found):
+            found = {name.removeprefix(wrapper): value for name, value in found.items()}
+    return found
 
 
-def _read_zip(data, where):
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+def _from_zip(data, where):
+    with limits.open_zip(data, where) as archive:
         (name,) = [n for n in archive.namelist() if n.endswith('/data.pkl')]
         folder = name.removesuffix('data.pkl')
-        if folder + 'byteorder' in archive.namelist() and archive.read(folder + 'byteorder') != b'little':
-            raise UserError('its numbers are big-endian')
-        unpickler = _Unpickler(io.BytesIO(archive.read(name)), where)
-        content = unpickler.load()
-        raw = {key: archive.read(f'{folder}data/{key}') for key in unpickler.storages}
-    return _fill(content, {key: _values(storage, raw[key]) for key, storage in unpickler.storages.items()})
+        order = [n for n in archive.namelist() if n == folder + 'byteorder']
+        if order and limits.read_members(archive, order, len(data), where)[order[0]] != b'little':
+            raise limits.damaged(where, 'its numbers are big-endian')
+        if archive.getinfo(name).file_size > limits.MAX_HEADER_BYTES:
+            raise Refused(
+                f'{where} has a pickle of {archive.getinfo(name).file_size:,} bytes; at most {limits.MAX_HEADER_BYTES:,} are read.'
+            )
+        pickle = limits.read_members(archive, [name], len(data), where)[name]
+        tensors = _state_dict(_Reader(where).load(io.BytesIO(pickle)), where)
+        keys = {f'{folder}data/{tensor.storage.key}' for tensor in tensors.values()}
+        raw = limits.read_members(archive, sorted(keys), len(data), where)
+    return {name: _array(tensor, raw[f'{folder}data/{tensor.storage.key}']) for name, tensor in tensors.items()}
 
 
-def _read_stream(data, where):
-    file = io.BytesIO(data)
-    heads = [_Unpickler(file, where).load() for _ in range(3)]  # magic number, protocol, machine
+def _from_stream(data, where):
+    file, reader = io.BytesIO(data[: limits.MAX_HEADER_BYTES]), _Reader(where)
+    heads = [reader.load(file) for _ in range(3)]  # magic number, protocol, machine
     if heads[0] != LEGACY_MAGIC:
         raise Refused(f'{where} is a plain pickle, not a PyTorch file; only tensors are read.')
-    unpickler = _Unpickler(file, where)
-    content = unpickler.load()
-    values = {}
-    for key in _Unpickler(file, where).load():
-        storage = unpickler.storages[key]
-        if int.from_bytes(file.read(8), 'little') != storage.elements:
-            raise UserError(f'storage {key} has another length than announced')
-        values[key] = _values(storage, file.read(storage.elements * storage.dtype.itemsize))
-    return _fill(content, values)
+    tensors = _state_dict(reader.load(file), where)
+    order = [reader.storages[key] for key in reader.load(file)]
+    raw, at = {}, file.tell()
+    for storage in order:  # each is its number of elements, 8 bytes, and the elements
+        if int.from_bytes(data[at : at + 8], 'little') != storage.elements:
+            raise limits.damaged(where, f'storage {storage.key[:50]!r} has another length than announced')
+        raw[storage.key] = memoryview(data)[at + 8 : at + 8 + storage.nbytes]
+        at += 8 + storage.nbytes
+    return {name: _array(tensor, raw[tensor.storage.key]) for name, tensor in tensors.items()}
 
 
-def _values(storage, raw):
-    if len(raw) < storage.elements * storage.dtype.itemsize:
-        raise UserError(f'storage {storage.key} has {len(raw)} bytes of {storage.elements * storage.dtype.itemsize}')
-    return np.frombuffer(raw, storage.dtype, storage.elements)
+def _state_dict(content, where) -> dict[str, _Tensor]:
+    """The tensors of the best state dict in what torch.save was given; nothing deeper is looked at."""
+    if not isinstance(content, dict):
+        raise UserError(f'{where} holds a {type(content).__name__}, not a state dict.')
+    chosen = next((content[key] for key in STATE_DICTS if isinstance(content.get(key), dict)), content)
+    tensors = {name: value for name, value in chosen.items() if type(value) is _Tensor and type(name) is str}
+    if not tensors:
+        raise UserError(f'{where} holds no tensors; its keys: {", ".join(repr(key)[:50] for key in list(chosen)[:8])}.')
+    limits.check_count(len(tensors), 'tensors', where)
+    return tensors
 
 
-def _fill(content, values):
-    """Replaces tensors by arrays, in dicts and lists at any depth."""
-    if isinstance(content, _Tensor):
-        return _array(content, values[content.storage.key])
-    if isinstance(content, dict):
-        return {key: _fill(value, values) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_fill(value, values) for value in content]
-    return content
-
-
-def _array(tensor, values):
-    sizes = (tensor.offset, *tensor.shape, *tensor.strides)
-    if len(tensor.shape) != len(tensor.strides) or min(sizes) < 0:
-        raise UserError(f'a tensor of shape {tensor.shape} with strides {tensor.strides}')
+def _array(tensor: _Tensor, raw) -> np.ndarray:
+    """A view of a storage's bytes. Raises ValueError where it reaches outside them."""
+    storage = tensor.storage
+    if len(raw) < storage.nbytes:
+        raise ValueError(f'storage {storage.key[:50]!r} has {len(raw)} bytes of {storage.nbytes}')
+    if len(tensor.shape) != len(tensor.strides) or min((tensor.offset, *tensor.shape, *tensor.strides)) < 0:
+        raise ValueError(f'a tensor of shape {tensor.shape} with strides {tensor.strides}')
     last = tensor.offset + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
-    if 0 not in tensor.shape and last >= len(values):
-        raise UserError(f'a tensor reaches element {last} of a storage of {len(values)}')
+    if 0 not in tensor.shape and last >= storage.elements:
+        raise ValueError(f'a tensor reaches element {last} of a storage of {storage.elements}')
+    values = np.frombuffer(raw, storage.dtype, storage.elements)
     strides = [stride * values.itemsize for stride in tensor.strides]
     return np.lib.stride_tricks.as_strided(values[tensor.offset :], tensor.shape, strides, writeable=False)

@@ -229,6 +229,35 @@ def test_evaluation_masks_unreadable_examples(damaged):
         list(eval_batches(source, batch_size=8, preprocess=PREPROCESS, max_corrupt=2))
 
 
+def test_an_image_of_too_many_pixels_is_an_unreadable_example(photos):
+    """Heights are 40 to 69, widths 60, so that of thirty images three have more than 66 * 60 pixels."""
+    batches = train_batches(photos, batch_size=30, resolution=16, seed=0, max_corrupt=3, max_pixels=66 * 60)
+    next(batches)
+    batches.close()
+    assert {photos.describe(i).rsplit('/', 1)[1] for i in batches.corrupt} == {'27.jpg', '28.jpg', '29.jpg'}
+    with pytest.raises(UnreadableExamples, match=r'27.jpg has 60 x 67 = 4,020 pixels, more than max_pixels=3,960') as caught:
+        list(eval_batches(photos, batch_size=30, preprocess=PREPROCESS, max_corrupt=2, max_pixels=66 * 60))
+    assert caught.value
+
+
+def test_whatever_a_reader_raises_is_one_corrupt_example(photos, monkeypatch):
+    """Kinds of exception cannot be foreseen: Pillow's formats, TensorFlow's, and those of the next version."""
+    from efficientnet_jax.data import pixels
+
+    class Unheard(Exception):
+        pass
+
+    def fail(_):
+        raise Unheard('of')
+
+    monkeypatch.setattr(pixels, 'upright', fail)  # the one WebP among them
+    batches = train_batches(photos, batch_size=30, resolution=16, seed=0, max_corrupt=1)
+    next(batches)
+    batches.close()
+    ((index, message),) = batches.corrupt.items()
+    assert photos.describe(index).endswith('23.jpg') and '23.jpg is not a readable image' in message and 'Unheard: of' in message
+
+
 def test_no_readable_example_at_all(tmp_path):
     (tmp_path / 'a').mkdir()
     (tmp_path / 'a' / '0.jpg').write_bytes(b'')
@@ -283,6 +312,7 @@ def test_close_ends_the_threads(photos):
         ({'batch_size': 0}, 'batch_size=0 must be a positive multiple'),
         ({'process_index': 2, 'process_count': 2}, r'process_index=2 must be in \[0, process_count=2\)'),
         ({'max_corrupt': -1}, 'max_corrupt=-1 must be at least 0 examples'),
+        ({'max_pixels': 0}, 'max_pixels=0 must be at least 1'),
         ({'read_threads': 0}, 'read_threads=0 must be at least 1'),
         ({'start_step': -1}, 'start_step=-1 at least 0'),
         ({'resolution': 0}, 'resolution=0 must be at least 1 pixel'),

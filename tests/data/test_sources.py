@@ -5,7 +5,7 @@ import pytest
 
 from efficientnet_jax.data import sources
 from efficientnet_jax.data.sources import CorruptRecord, open_source
-from tests.data.image_files import encode, photo, write_folder
+from tests.data.image_files import write_folder
 
 
 @pytest.fixture(scope='module')
@@ -142,56 +142,6 @@ def test_mocked_imagenet():
 def test_what_is_not_there_is_explained(dataset, split, error, message, data_dir):
     with pytest.raises(error, match=message):
         open_source(dataset, split, data_dir)
-
-
-def test_folder_with_splits(tmp_path):
-    write_folder(tmp_path, ['cat', 'dog'], 6, split='train')
-    write_folder(tmp_path, ['cat', 'dog', 'emu'], 2, split='test')
-    train, test = open_source(f'folder:{tmp_path}', 'train'), open_source(f'folder:{tmp_path}', 'test')
-    assert (len(train), len(test)) == (12, 6)
-    assert train.num_classes == test.num_classes == 3 and train.class_names == ('cat', 'dog', 'emu')
-    for source in (train, test):
-        encoded, labels = source.read(range(len(source)))
-        for i, label in enumerate(labels):
-            assert source.class_names[label] in source.describe(i)
-        assert source.size_bytes() == sum(map(len, encoded))
-    halves = [open_source(f'folder:{tmp_path}', f'train[{part}]') for part in (':50%', '50%:')]
-    assert sorted(path for half in halves for path in map(half.describe, range(6))) == sorted(map(train.describe, range(12)))
-    assert {0, 1} == set(halves[0].read(range(6))[1])  # a slice is not one class
-
-
-def test_folder_without_splits_holds_out_a_tenth_of_each_class_and_keeps_it(tmp_path):
-    write_folder(tmp_path, ['a', 'b'], 20)
-    write_folder(tmp_path, ['single'], 1)
-    held_out = open_source(f'folder:{tmp_path}', 'validation')
-    train = open_source(f'folder:{tmp_path}', 'train')
-    assert np.bincount(held_out.read(range(len(held_out)))[1], minlength=3).tolist() == [2, 2, 0]
-    assert np.bincount(train.read(range(len(train)))[1], minlength=3).tolist() == [18, 18, 1]
-    before = set(map(held_out.describe, range(4)))
-    assert not before & set(map(train.describe, range(37)))
-    (tmp_path / 'a' / 'new.png').write_bytes(encode(photo(), 'PNG'))
-    after = open_source(f'folder:{tmp_path}', 'validation')
-    assert len(before & set(map(after.describe, range(len(after))))) >= 3
-
-
-def test_folder_passes_over_hidden_and_other_files(tmp_path):
-    write_folder(tmp_path, ['a'], 3)
-    (tmp_path / 'a' / '._0.png').write_text('')
-    (tmp_path / 'a' / 'notes.txt').write_text('')
-    (tmp_path / '.cache').mkdir()
-    (tmp_path / '.cache' / 'x.png').write_text('')
-    assert len(open_source(f'folder:{tmp_path}', 'train+validation')) == 3
-
-
-def test_folder_of_two_layouts_and_missing_splits(tmp_path):
-    write_folder(tmp_path, ['a'], 3, split='train')
-    with pytest.raises(ValueError, match=r"split='validation' does not fit folder:.*, which has train \(3\)"):
-        open_source(f'folder:{tmp_path}', 'validation')
-    with pytest.raises(ValueError, match=r"split='train\[0:0\]' of folder:.* is empty; it has train \(3\)"):
-        open_source(f'folder:{tmp_path}', 'train[0:0]')
-    write_folder(tmp_path, ['b'], 1)
-    with pytest.raises(ValueError, match=r'mixes class/image and split/class/image: b/0.png and train/a/\d.png. Keep one layout'):
-        open_source(f'folder:{tmp_path}', 'train')
 
 
 def test_file_that_vanished_is_an_os_error(tmp_path):

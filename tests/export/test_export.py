@@ -141,8 +141,8 @@ def test_images_are_spread_over_a_split():
 @pytest.mark.parametrize(
     ('knobs', 'message'),
     [
-        ({'formats': ('onnx',)}, r"export.formats=\('onnx',\) must be some of stablehlo, savedmodel, tflite, tflite_int8"),
-        ({'formats': ()}, r'export.formats=\(\) must be some of'),
+        ({'formats': ('onnx',)}, r"export.formats=\('onnx',\) must be one or more of stablehlo, savedmodel, tflite, tflite_int8"),
+        ({'formats': ()}, r'export.formats=\(\) must be one or more of'),
         ({'check_images': 0}, 'export.check_images=0 must be at least 1'),
         ({'calibration_images': 0}, 'export.calibration_images=0 must be at least 1'),
     ],

@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import resource, sys
-from efficientnet_jax.allocator import keep_freed_memory
+from efficientnet_jax.runs.allocator import keep_freed_memory
 if sys.argv[1] == 'keep':
     assert keep_freed_memory()
 import jax, jax.numpy as jnp

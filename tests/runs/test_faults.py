@@ -20,9 +20,11 @@ from benchmarks.chaos import WALL_CLOCK, chaos, differences, joined
 from efficientnet_jax.data import pipeline
 from efficientnet_jax.errors import NotFinite
 from efficientnet_jax.evaluation import inference, restore
-from efficientnet_jax.runs import hosts, record
-from efficientnet_jax.runs.checkpoint import Checkpoints, ShapeMismatch
-from efficientnet_jax.runs.checkpoint import bit_sums as state_bits
+from efficientnet_jax.runs import hosts, storage
+from efficientnet_jax.runs import workdir as workdirs
+from efficientnet_jax.runs.checkpoint import Checkpoints
+from efficientnet_jax.runs.integrity import bit_sums as state_bits
+from efficientnet_jax.runs.shapes import ShapeMismatch
 from efficientnet_jax.training import loop, setup
 from efficientnet_jax.training.setup import training_of
 from tests import tiny
@@ -49,7 +51,7 @@ def train(workdir, devices=1, **knobs):
 
 def rows(workdir):
     """metrics.jsonl without the figures that are wall-clock."""
-    return [{k: v for k, v in row.items() if k not in WALL_CLOCK} for row in record.read_jsonl(f'{workdir}/metrics.jsonl')]
+    return [{k: v for k, v in row.items() if k not in WALL_CLOCK} for row in storage.read_jsonl(f'{workdir}/metrics.jsonl')]
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -157,11 +159,11 @@ def test_a_second_process_on_a_workdir_refuses_until_the_first_is_gone(tmp_path)
             with pytest.raises(
                 ValueError, match=rf'is in use by process {other.pid} on .*Wait for it, stop it, or choose another --workdir'
             ):
-                record.claim_workdir(str(tmp_path), {'seed': 0})
+                workdirs.claim(str(tmp_path), {'seed': 0})
             assert not (tmp_path / 'config.json').exists()
         finally:
             other.kill()  # the lock goes with the process, however it ends
-    record.claim_workdir(str(tmp_path), {'seed': 0}).close()
+    workdirs.claim(str(tmp_path), {'seed': 0}).close()
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path):
@@ -172,20 +174,20 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
 
 def test_a_read_only_workdir():
     with pytest.raises(OSError, match=r'workdir=/proc/run cannot be written .*; choose another --workdir'):
-        record.claim_workdir('/proc/run', {})
+        workdirs.claim('/proc/run', {})
 
 
 def test_an_object_store_is_no_workdir():
     with pytest.raises(ValueError, match=r'workdir=gs://bucket/run must be a folder: .* Mount shared storage \(launch/README.md\)'):
-        record.claim_workdir('gs://bucket/run', {})
+        workdirs.claim('gs://bucket/run', {})
 
 
 def test_a_workdir_of_another_config_is_refused_and_a_runtime_knob_is_not(whole):
-    other = record.read_json(str(whole / 'config.json'))
-    record.claim_workdir(str(whole), other | {'log_every_steps': 7, 'max_corrupt': 3}).close()
+    other = storage.read_json(str(whole / 'config.json'))
+    workdirs.claim(str(whole), other | {'log_every_steps': 7, 'max_corrupt': 3}).close()
     with pytest.raises(ValueError, match=r'holds a run with another config: seed=0 there, 1 here\. Choose another --workdir or remove'):
-        record.claim_workdir(str(whole), other | {'seed': 1})
-    record.claim_workdir(str(whole), other).close()
+        workdirs.claim(str(whole), other | {'seed': 1})
+    workdirs.claim(str(whole), other).close()
 
 
 def test_a_workdir_that_vanishes_while_training(tmp_path, monkeypatch):
@@ -230,7 +232,7 @@ def test_nan_stops_with_the_step_and_the_last_good_checkpoint(tmp_path, poison):
     with pytest.raises(NotFinite, match=message):
         train(tmp_path)
     assert signal.getsignal(signal.SIGTERM) == before
-    record.claim_workdir(str(tmp_path), record.read_json(str(tmp_path / 'config.json'))).close()  # it is free again
+    workdirs.claim(str(tmp_path), storage.read_json(str(tmp_path / 'config.json'))).close()  # it is free again
 
 
 def test_nan_rolls_back_past_the_bad_batch(tmp_path, poison):
@@ -293,13 +295,13 @@ def children(process):
 
 def wait_for_lines(workdir, count, seconds=180):
     until = time.monotonic() + seconds
-    while len(record.read_jsonl(f'{workdir}/metrics.jsonl')) < count:
+    while len(storage.read_jsonl(f'{workdir}/metrics.jsonl')) < count:
         assert time.monotonic() < until, 'the run wrote nothing'
         time.sleep(0.05)
 
 
 def losses(workdir):
-    return {row['step']: row['loss'] for row in record.read_jsonl(f'{workdir}/metrics.jsonl') if row['split'] == 'train'}
+    return {row['step']: row['loss'] for row in storage.read_jsonl(f'{workdir}/metrics.jsonl') if row['split'] == 'train'}
 
 
 @pytest.mark.slow
@@ -341,7 +343,7 @@ def test_one_of_two_killed_the_other_ends_in_time_and_a_restart_goes_on(tmp_path
     assert 'has lost another of the 2' in log or 'The following tasks are unhealthy' in log
     reached = max(losses(tmp_path / 'w'))
     cluster = start_cluster(tmp_path / 'w', tmp_path / 'logs2', *flags)
-    wait_for_lines(tmp_path / 'w', len(record.read_jsonl(f'{tmp_path}/w/metrics.jsonl')) + 5)
+    wait_for_lines(tmp_path / 'w', len(storage.read_jsonl(f'{tmp_path}/w/metrics.jsonl')) + 5)
     assert 'Resuming' in (tmp_path / 'logs2' / '0.log').read_text()
     os.kill(cluster.pid, signal.SIGTERM)  # a preemption notice: both save at one step
     cluster.communicate(timeout=120)

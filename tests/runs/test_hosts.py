@@ -1,11 +1,15 @@
 """Start-up among many hosts and the ways a process ends. Whole runs of two processes are in test_faults.py."""
 
+import os
+import signal
+
 import jax
 import pytest
 
 from efficientnet_jax.data.pipeline import UnreadableExamples
+from efficientnet_jax.errors import NotFinite, StorageError, UserError
 from efficientnet_jax.runs import hosts
-from efficientnet_jax.runs.checkpoint import Damaged
+from efficientnet_jax.runs.checkpoint_reader import Damaged
 
 CLUSTER = ('JAX_COORDINATOR_ADDRESS', 'TPU_WORKER_HOSTNAMES', 'TPU_SKIP_MDS_QUERY', 'SLURM_NTASKS')
 
@@ -102,7 +106,7 @@ def test_all_hosts_get_what_process_0_computed(second_of_two, monkeypatch):
     assert hosts.on_first(lambda: pytest.fail('only process 0 does it')) == {'step': 3}
 
 
-@pytest.mark.parametrize('kind', [ValueError, OSError])
+@pytest.mark.parametrize('kind', [UserError, StorageError])
 def test_all_hosts_raise_what_process_0_raised_however_long(second_of_two, monkeypatch, kind):
     def fail():
         raise kind('workdir is taken ' + 'ö' * 100_000)
@@ -123,9 +127,9 @@ def test_one_host_decides_for_itself():
     'error, status, message',
     [
         (hosts.Stopped('Asked to stop at step 3'), hosts.AGAIN, r'^Asked to stop at step 3$'),
-        (ValueError('batch_size=3 must be'), 1, r'^ValueError: batch_size=3 must be\n\(EFFICIENTNET_JAX_TRACEBACK=1 shows where\.\)$'),
-        (OSError('disk full'), 1, r'^OSError: disk full'),
-        (FloatingPointError('loss=nan'), 1, r'^FloatingPointError: loss=nan'),
+        (UserError('batch_size=3 must be'), 1, r'^UserError: batch_size=3 must be\n\(EFFICIENTNET_JAX_TRACEBACK=1 shows where\.\)$'),
+        (StorageError('disk full'), 1, r'^StorageError: disk full'),
+        (NotFinite('loss=nan'), 1, r'^NotFinite: loss=nan'),
         (UnreadableExamples('2 unreadable'), 1, r'^UnreadableExamples: 2 unreadable'),
         (Damaged('bits changed'), 1, r'^Damaged: bits changed'),
         (KeyError('a bug'), 1, r"KeyError: 'a bug'"),
@@ -163,13 +167,31 @@ def test_one_of_several_leaves_at_once_and_a_single_one_in_order(monkeypatch, ca
     monkeypatch.setattr(jax.distributed, 'shutdown', lambda: done.append('waited for the others'))
     monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: False)
     with pytest.raises(SystemExit) as ended:
-        hosts.leave(ValueError('knob=1'))
+        hosts.leave(UserError('knob=1'))
     assert ended.value.code == 1 and done == []
     monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
-    hosts.leave(ValueError('knob=2'))
+    hosts.leave(UserError('knob=2'))
     assert done == [1]
     hosts.leave(hosts.Stopped('Asked to stop at step 3'))
     assert done == [1, 'waited for the others', hosts.AGAIN]
     assert [line for line in capsys.readouterr().err.splitlines() if 'TRACEBACK' not in line] == [
-        'ValueError: knob=1', 'ValueError: knob=2', 'Asked to stop at step 3',
+        'UserError: knob=1', 'UserError: knob=2', 'Asked to stop at step 3',
     ]  # fmt: skip
+
+
+def test_a_notice_is_heard_at_the_next_call_and_the_signal_is_given_back():
+    before = signal.getsignal(signal.SIGTERM)
+    notice = hosts.StopNotice()
+    assert not notice.asked()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert notice.asked() and notice.asked()
+    notice.close()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_several_hosts_count_their_calls_by_one_wherever_they_ask(second_of_two, monkeypatch):
+    """JAX's service names the count at which all stop: in a train step or in an evaluation, no count may be left out."""
+    counts = []
+    monkeypatch.setattr(hosts.multihost_utils, 'reached_preemption_sync_point', lambda count: counts.append(count) or count == 3)
+    notice = hosts.StopNotice()
+    assert [notice.asked() for _ in range(4)] == [False, False, True, False] and counts == [1, 2, 3, 4]

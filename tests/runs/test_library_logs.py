@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def stderr_of(code, **env):
-    command = [sys.executable, '-c', f'import os, sys\nfrom efficientnet_jax import quiet\n{code}']
+    command = [sys.executable, '-c', f'import os, sys\nfrom efficientnet_jax.runs import library_logs as quiet\n{code}']
     return subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True)
 
 
@@ -42,9 +42,20 @@ def test_what_a_crash_says_is_not_lost(end):
     assert ('no AVX' in finished.stderr) == end.startswith('raise')
 
 
-def test_orbax_warnings_other_than_the_one_come_through():
-    code = "quiet.libraries(); from absl import logging; logging.warning('Given directory is read only=%s', 1); logging.warning('other')"
-    assert 'other' in (error := stderr_of(code).stderr) and 'read only' not in error
+def test_repeats_of_orbax_are_dropped_and_all_else_comes_through():
+    code = """
+quiet.libraries()
+from absl import logging
+logging.error('[process=%d] _SignalingThread.run() raised an exception: %s', 0, 'disk full')
+logging.error('another')
+class Late:
+    def __init__(self, text): self.text = text
+    def __del__(self): raise RuntimeError(self.text)
+Late('Event loop is closed')
+Late('a bug')
+"""
+    error = stderr_of(code).stderr
+    assert 'another' in error and 'a bug' in error and 'disk full' not in error and 'Event loop' not in error
 
 
 @pytest.mark.slow
@@ -57,3 +68,10 @@ def test_train_and_evaluate_say_nothing_but_their_own(tmp_path):
         finished = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
         assert finished.returncode == 0, finished.stderr
         assert [line for line in finished.stderr.splitlines() if not re.match(expected, line)] == []
+
+
+def test_a_closed_stderr_is_no_error():
+    """As a library: `python script.py 2>&-`."""
+    code = 'from efficientnet_jax.runs import library_logs as l\nwith l.without_lines("x"): pass\nprint("done")'
+    finished = subprocess.run(['sh', '-c', 'exec "$0" -c "$1" 2>&-', sys.executable, code], cwd=ROOT, capture_output=True, text=True)
+    assert (finished.returncode, finished.stdout) == (0, 'done\n')

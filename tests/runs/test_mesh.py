@@ -13,10 +13,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from efficientnet_jax.architectures import Architecture, Stage
 from efficientnet_jax.data.preprocess import NORMALISATIONS, Preprocess
+from efficientnet_jax.evaluation.inference import eval_step
 from efficientnet_jax.models import build
 from efficientnet_jax.runs.mesh import batch_sharding, check_batch_size, make_mesh, put, replicated, split_over_data
 from efficientnet_jax.training.state import init_state
-from efficientnet_jax.training.step import Recipe, eval_step, train_step
+from efficientnet_jax.training.step import Recipe, train_step
 
 # Odd heights like the 600-300-150-75-38-19 of B7: 75 -> 38 -> 19 -> 10, with dropout, drop path, squeeze-and-excitation and both kernels.
 ODD = Architecture('odd', (Stage(2, 3, 1, 1, 8), Stage(1, 5, 2, 2, 8), Stage(1, 3, 2, 2, 8)), stem=8, head=16)
@@ -99,7 +100,7 @@ def test_evaluation_does_not_depend_on_the_mesh():
         mesh = mesh_of(data, spatial)
         masked = put(mesh, batch() | {'mask': np.arange(BATCH) < 13})
         step = jax.jit(
-            functools.partial(eval_step, module, recipe()),
+            functools.partial(eval_step, module, recipe().preprocess),
             out_shardings=replicated(mesh),
             compiler_options={'xla_backend_optimization_level': 0},
         )

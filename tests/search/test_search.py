@@ -22,7 +22,7 @@ from efficientnet_jax import counting
 from efficientnet_jax.errors import NotFinite, UserError
 from efficientnet_jax.evaluation.network import architecture_of
 from efficientnet_jax.queue import trials
-from efficientnet_jax.runs import hosts, record
+from efficientnet_jax.runs import hosts, storage
 from efficientnet_jax.search import finalists, holdout, proxy, rank_correlation, settings
 from efficientnet_jax.search import space as spaces
 from efficientnet_jax.search.search import search
@@ -47,7 +47,7 @@ def small(kind='evolution', evaluation='oracle', data_dir=None):
 
 
 def lines(workdir):
-    return record.read_jsonl(str(workdir / 'search' / 'trials.jsonl'))
+    return storage.read_jsonl(str(workdir / 'search' / 'trials.jsonl'))
 
 
 def load(path):

@@ -14,6 +14,7 @@ import pytest
 
 from configs import study as configs
 from efficientnet_jax import models
+from efficientnet_jax.evaluation.network import architecture_of
 from efficientnet_jax.queue import trials
 from efficientnet_jax.study import cam, latency, rows, study, trained
 from efficientnet_jax.study.points import Point
@@ -44,7 +45,7 @@ def test_flags_stand_in_the_table(tmp_path, capsys):
 
 def test_a_table_of_published_networks_takes_no_others(tmp_path):
     config = configs.get_config('table2,digits')
-    config.stages = (('mbconv', 1, 3, 1, 1, 16, 0.25),)
+    config.stages = ((1, 3, 1, 1, 16, 0.25, 'mbconv'),)
     with pytest.raises(
         ValueError, match=r"study.kind='table2' is of the published networks, and stages=.* scale it with --config.study.kind=plan"
     ):
@@ -59,7 +60,7 @@ def test_a_table_of_published_networks_takes_no_others(tmp_path):
         ('grid', {'ratio': 90.0}, r'study.constraint=nominal has no point with a ratio of 90'),
         ('plan', {'target': 'macs:1e20'}, r'study.target=1e\+20 must be between'),
         ('plan', {'target': 'watts:5'}, r"study.target='watts:5' must be one of macs"),
-        ('plan', {'methods': ('sideways',)}, r"study.methods=\('sideways',\) must name some of depth"),
+        ('plan', {'methods': ('sideways',)}, r"study.methods=\('sideways',\) must be one or more of depth"),
         ('table2', {'seeds': 0}, r'study.seeds=0 must be at least 1'),
         ('table2', {'train': True, 'storage': 'ftp://x'}, r"storage='ftp://x' must be journal:PATH"),
         ('cam', {}, r'study.images=None must name image files'),
@@ -90,7 +91,7 @@ def test_one_name_with_two_settings(tmp_path):
 def test_runs_are_a_network_and_a_seed():
     config = tiny.get_config()
     config.study.seeds = 2
-    base = study.architecture_of(config)
+    base = architecture_of(config)
     same = [Point(base, 'a', 'base'), Point(base, 'b', 'base'), Point(base, 'a', 'w=2', width=2)]
     runs = trained.runs_of(config, same)
     assert [one['seed'] for one in runs.values()] == [0, 1, 0, 1]

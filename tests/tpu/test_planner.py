@@ -9,6 +9,7 @@ import pytest
 
 from configs import default
 from efficientnet_jax.data import pipeline, sources
+from efficientnet_jax.errors import NotThere
 from efficientnet_jax.runs.mesh import put
 from efficientnet_jax.tpu import aot, hlo_cost, planner
 from efficientnet_jax.training.setup import training_of
@@ -165,6 +166,13 @@ def test_plan_needs_no_data_set(tmp_path):
     assert planner.data_of(config)[:2] == (1000, 1_281_167)
     config.plan.classes, config.plan.examples = 10, 500
     assert planner.data_of(config)[:2] == (10, 500)
+
+
+def test_plan_of_a_folder_that_is_not_there_is_refused():
+    config = default.get_config()
+    config.dataset = 'folder:/typo'
+    with pytest.raises(NotThere, match='dataset=folder:/typo has no images'):
+        planner.data_of(config)
 
 
 @pytest.fixture(scope='module')

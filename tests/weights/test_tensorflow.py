@@ -1,10 +1,14 @@
 """A checkpoint under the official variable names, written by TensorFlow itself (tensorflow/tpu models/official/efficientnet)."""
 
+import re
+
 import numpy as np
 import pytest
 
 from efficientnet_jax import weights
 from efficientnet_jax.data.preprocess import IMAGENET, INCEPTION, Preprocess
+from efficientnet_jax.errors import NotThere, UserError
+from efficientnet_jax.weights import files
 
 # B0's blocks as (kernel, input, expanded, squeezed, output filters), written out here so that the test does not trust the table.
 BLOCKS = (
@@ -51,12 +55,12 @@ def write(prefix, averaged, batch_norm='tpu_batch_normalization'):
     rng = np.random.default_rng(0)
     values, wanted = {'global_step': np.int64(7)}, {}
     for name, shape in official_shapes(batch_norm).items():
-        values[name] = rng.normal(size=shape).astype(np.float32)
+        values[name] = rng.uniform(0.5, 1.5, shape).astype(np.float32)
         values[f'{name}/RMSProp'] = np.zeros(shape, np.float32)
         values[f'{name}/RMSProp_1'] = np.zeros(shape, np.float32)
         wanted[name] = values[name]
         if averaged:
-            wanted[name] = values[f'{name}/ExponentialMovingAverage'] = rng.normal(size=shape).astype(np.float32)
+            wanted[name] = values[f'{name}/ExponentialMovingAverage'] = rng.uniform(0.5, 1.5, shape).astype(np.float32)
     tf.raw_ops.SaveV2(prefix=prefix, tensor_names=list(values), shape_and_slices=[''] * len(values), tensors=list(values.values()))
     return wanted
 
@@ -117,5 +121,42 @@ def test_folder_plain_batch_norm_names_and_advprop(tmp_path):
         weights.load(str(folder), 'efficientnet_b1')
     data = folder / 'model.ckpt.data-00000-of-00001'
     data.write_bytes(data.read_bytes()[:1000])
-    with pytest.raises(ValueError, match='is cut off or damaged'):
+    with pytest.raises(ValueError, match=r'is cut off or damaged: .*Fetch it again'):
         weights.load(str(folder), 'efficientnet_b0')
+
+
+def write_small(prefix, value):
+    import tensorflow as tf
+
+    tf.raw_ops.SaveV2(prefix=str(prefix), tensor_names=['net/a'], shape_and_slices=[''], tensors=[np.float32([value])])
+
+
+@pytest.mark.parametrize('name', ['{folder}/model.ckpt', '../old/model.ckpt', 'model.ckpt'])
+def test_a_folder_that_was_copied_reads_its_own_files(tmp_path, name):
+    for folder, value in (('old', 1), ('new', 2)):
+        (tmp_path / folder).mkdir()
+        write_small(tmp_path / folder / 'model.ckpt', value)
+        write_small(tmp_path / folder / 'model.ckpt-9', value + 10)
+        (tmp_path / folder / 'checkpoint').write_text(f'model_checkpoint_path: "{name.format(folder=tmp_path / "old")}"\n')
+    file = files.read(str(tmp_path / 'new'))
+    assert file.where == str(tmp_path / 'new' / 'model.ckpt') and file.arrays['a'] == 2
+
+
+def test_a_folder_whose_newest_checkpoint_is_elsewhere(tmp_path):
+    for name in ('a.ckpt', 'b.ckpt'):
+        write_small(tmp_path / name, 1)
+    (tmp_path / 'checkpoint').write_text('model_checkpoint_path: "/elsewhere/c.ckpt"\n')
+    with pytest.raises(UserError, match=r"`checkpoint` names 'c.ckpt', which is not there; name one of a.ckpt, b.ckpt"):
+        files.read(str(tmp_path))
+    (tmp_path / 'checkpoint').unlink()
+    with pytest.raises(UserError, match=r'it holds 2 TensorFlow checkpoints; name one of a.ckpt, b.ckpt'):
+        files.read(str(tmp_path))
+
+
+def test_a_checkpoint_without_its_data(tmp_path):
+    write_small(tmp_path / 'a.ckpt', 1)
+    (tmp_path / 'a.ckpt.data-00000-of-00001').unlink()
+    with pytest.raises(UserError, match=rf'^{re.escape(str(tmp_path / "a.ckpt"))} is cut off or damaged: .+ Fetch it again\.$'):
+        files.read(str(tmp_path / 'a.ckpt'))
+    with pytest.raises(NotThere, match=r'b\.ckpt\.index is not there'):
+        files.read(str(tmp_path / 'b.ckpt.meta'))

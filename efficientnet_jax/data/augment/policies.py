@@ -226,3 +226,25 @@ def _uniforms(seeds, count, first=1000):
     seed = np.ascontiguousarray(seeds, np.int32).view(np.int64)  # [n, 1]
     bits = order.key(seed, np.arange(count)[None] + first)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def draws_of(seeds, augment: Augment, resolution: int):
+    """All random draws of examples from their seeds, int32 [n, 2]: {'seed', and 'ops', 'mix', 'erase' where they are on}."""
+    draws = {'seed': seeds}
+    if augment.policy is not None:
+        draws['ops'] = draw(seeds, augment)
+    if augment.mixup is not None or augment.cutmix is not None:
+        draws['mix'] = draw_mix(seeds, augment, resolution)
+    if augment.erase is not None:
+        draws['erase'] = draw_erase(seeds, augment, resolution)
+    return draws
+
+
+def left_to_device(augment: Augment) -> tuple[str, ...]:
+    """Names of the draws that go to the device with the batch; the others are used up on the host."""
+    on_device = {
+        'ops': augment.policy is not None and augment.on == 'device',
+        'mix': augment.mixup is not None or augment.cutmix is not None,
+        'erase': augment.erase is not None,
+    }
+    return tuple(name for name, is_on in on_device.items() if is_on)
