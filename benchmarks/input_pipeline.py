@@ -246,8 +246,7 @@ def main():
             child.close()
         restarts = [restart(folder) for _ in range(3)]
         sizes = memory(folder, args.memory_images)
-    report = render(args, rounds, restarts, sizes)
-    print(report)
+    print(report := render(args, rounds, restarts, sizes))
     if args.record:
         pathlib.Path(args.record).write_text(report)
 

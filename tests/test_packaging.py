@@ -45,8 +45,8 @@ def installs(*extras):
     wanted = lower_bounds(PROJECT['dependencies'])
     for extra in extras:
         for line in EXTRAS[extra]:
-            inner = re.fullmatch(r'efficientnet_jax\[(\w+)\]', line)
-            wanted |= installs(inner[1]) if inner else lower_bounds([line])
+            inner = re.fullmatch(r'efficientnet_jax\[([\w,]+)\]', line)
+            wanted |= installs(*inner[1].split(',')) if inner else lower_bounds([line])
     return wanted
 
 

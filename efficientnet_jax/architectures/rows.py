@@ -129,13 +129,13 @@ def stages(rows: Iterable[Iterable[Any]]) -> tuple[Stage, ...]:
     made = []
     for row in rows:
         if isinstance(row, str) or not isinstance(row, Iterable):
-            raise UserError(f'stages: {row!r} must be a row ({FIELDS}).')
+            raise UserError(f'stages: {_short(row)} must be a row ({FIELDS}).')
         values = tuple(row)
         try:
             stage = Stage(*values)
         except TypeError:
-            raise UserError(f'stages: {values} must be {FIELDS}; the last four may be left out.') from None
-        _check(stage, values)
+            raise UserError(f'stages: {_short(values)} must be {FIELDS}; the last four may be left out.') from None
+        _check(stage, _short(values))
         made.append(stage)
     if not made:
         raise UserError('stages=() must have at least one row; None takes the stages of model.')
@@ -153,25 +153,29 @@ MOST = {
 }  # as far as a network can be built
 
 
-def _check(stage: Stage, row: tuple[Any, ...]) -> None:
+def _check(stage: Stage, row: str) -> None:
     """Raises UserError for a value that is out of range, or that the operator would ignore."""
     if stage.op not in OPS:
-        raise UserError(f'stages: op={stage.op!r} in {row} must be one of {", ".join(OPS)}.')
+        raise UserError(f'stages: op={_short(stage.op)} in {row} must be one of {", ".join(OPS)}.')
     if stage.skip not in SKIPS:
-        raise UserError(f'stages: skip={stage.skip!r} in {row} must be one of {", ".join(map(repr, SKIPS))}.')
+        raise UserError(f'stages: skip={_short(stage.skip)} in {row} must be one of {", ".join(map(repr, SKIPS))}.')
     for field, most in MOST.items():
         value = getattr(stage, field)
         if field == 'expand_from' and value is None:
             continue
         if type(value) is not int or not 1 <= value <= most:
-            raise UserError(f'stages: {field}={value!r} in {row} must be a whole number from 1 to {most}.')
+            raise UserError(f'stages: {field}={_short(value)} in {row} must be a whole number from 1 to {most}.')
     if stage.kernel % 2 == 0:
         raise UserError(f'stages: kernel={stage.kernel} in {row} must be odd.')
     if stage.se is not None and (isinstance(stage.se, bool) or not isinstance(stage.se, int | float) or not 0 <= stage.se <= 1):
-        raise UserError(f'stages: se={stage.se!r} in {row} must be between 0 and 1, or None.')
+        raise UserError(f'stages: se={_short(stage.se)} in {row} must be between 0 and 1, or None.')
     if stage.op == 'fused' and stage.kernel != 3:
         raise UserError(f"stages: kernel={stage.kernel} in {row} must be 3, the only one that op='fused' has; 'conv' takes others.")
     if stage.op in ('fused', 'bottleneck') and stage.se:
         raise UserError(f'stages: se={stage.se} in {row} must be None: op={stage.op!r} has no squeeze-excite.')
     if stage.op == 'bottleneck' and stage.filters % stage.expand:
         raise UserError(f"stages: filters={stage.filters} in {row} must be a multiple of expand={stage.expand} for op='bottleneck'.")
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:200]

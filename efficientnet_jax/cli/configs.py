@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
-import json
-import os
 import pathlib
 import sys
 from typing import Any
@@ -14,8 +12,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from efficientnet_jax.cli.hints import near
-from efficientnet_jax.errors import StorageError, UserError
-from efficientnet_jax.runs import options
+from efficientnet_jax.errors import UserError
+from efficientnet_jax.runs import options, recipe, record
 
 PACKAGE = pathlib.Path(__file__).parents[1]
 FOLDER = next((path for path in (PACKAGE.parent / 'configs', PACKAGE / 'configs') if (path / 'default.py').is_file()), PACKAGE / 'configs')
@@ -63,21 +61,19 @@ def of_file(argument: str) -> ConfigDict:
 
 def of_workdir(workdir: str | None) -> ConfigDict | None:
     """The config of the run in workdir; options that it is older than have their defaults. None where there is no run."""
-    path = None if workdir is None else os.path.join(workdir, 'config.json')
-    if path is None or not os.path.isfile(path):
+    of_run = None if workdir is None else record.config_of(workdir)
+    if of_run is None:
         return None
-    try:
-        with open(path, encoding='utf-8') as file:
-            values = dict(_flat(json.load(file)))
-    except (ValueError, AttributeError) as error:
-        raise StorageError(f'{path} is damaged ({error}); give --config=FILE, the config that the run was started with.') from error
+    values = recipe.flatten(of_run)
     _make_importable()
     from configs import default
 
     config = default.get_config()
     unknown = [name for name in values if name not in options.OPTIONS]
     if unknown:
-        raise UserError(f'{path} has options that this version does not know: {", ".join(unknown)}. Give --config=FILE.')
+        raise UserError(
+            f'The run in workdir={workdir} has options that this version does not know: {", ".join(unknown)}. Give --config=FILE.'
+        )
     for name, value in values.items():
         assign(config, name, _tuples(value))
     return config
@@ -130,14 +126,6 @@ def _tuple_of(text: str) -> Any:
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(part) for part in value) if isinstance(value, list | tuple) else value
-
-
-def _flat(values: dict[str, Any], group: str = '') -> Any:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f'{group}{name}.')
-        else:
-            yield f'{group}{name}', value
 
 
 def _make_importable() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from efficientnet_jax.data import sources
 from efficientnet_jax.evaluation import confusion
+from efficientnet_jax.evaluation.classes import with_classes_of
 from efficientnet_jax.evaluation.inference import examples_step
 from efficientnet_jax.evaluation.network import as_dict
 from efficientnet_jax.evaluation.restore import restore
@@ -29,6 +30,7 @@ def evaluate(config, workdir: str) -> dict:
     """
     started = time.monotonic()
     source = sources.open_source(config.dataset, config.eval_split, config.data_dir)
+    source = with_classes_of(workdir, source)
     inference, weights, step, _ = restore(config, workdir, source.num_classes)
     check_batch_size('eval_batch_size', config.eval_batch_size, inference.mesh)
     if jax.process_index() == 0:

@@ -93,11 +93,11 @@ def draw(predictions: list[dict], path: str) -> None:
             continue
         prediction = predictions[i]
         photo.imshow(pixels.upright(read(prediction['image'])))  # which `run` has read: within max_pixels, and whole
-        photo.set_title(folder.printable(os.path.basename(prediction['image'])), fontsize=8)
+        photo.set_title(pictures.plain(os.path.basename(prediction['image'])), fontsize=8)
         top = prediction['top'][::-1]
         bars.barh(range(len(top)), [item['probability'] for item in top], color='0.85')
         for y, item in enumerate(top):
-            bars.text(0.01, y, f'{item["name"]}  {item["probability"]:.1%}', va='center', fontsize=8)
+            bars.text(0.01, y, f'{pictures.plain(item["name"])}  {item["probability"]:.1%}', va='center', fontsize=8)
         bars.set(xlim=(0, 1), xticks=[], yticks=[])
         bars.spines[:].set_visible(False)
     pictures.save(figure, path)

@@ -10,8 +10,8 @@ from efficientnet_jax.errors import UserError
 from efficientnet_jax.evaluation.inference import Inference, inference_of
 from efficientnet_jax.evaluation.network import as_dict
 from efficientnet_jax.evaluation.score import Weights
-from efficientnet_jax.runs import record
 from efficientnet_jax.runs.checkpoint import Checkpoints
+from efficientnet_jax.runs.workdir import warn_of_differences
 from efficientnet_jax.weights import init_from
 
 
@@ -43,7 +43,7 @@ def restore(config, workdir: str | None, num_classes: int | None = None, best: b
             '--config.init_from.'
         )
     if trained:
-        record.warn_of_differences(workdir, as_dict(config))
+        warn_of_differences(workdir, as_dict(config))
     start = init_from.start(config, workdir, num_classes, new_head=trained)
     if start is None:
         raise UserError(f'workdir={workdir} has no complete checkpoint; train there first, or give the --workdir of a training run.')

@@ -28,7 +28,8 @@ class BatchNorm(nn.Module):
 
     Training takes the statistics of each group of images and moves the running averages towards their mean over groups;
     evaluation uses the running averages. Statistics are float32 whatever the dtype of x. The variance is the biased
-    one, E[x^2] - E[x]^2 clipped at 0, in the running average too (as in TensorFlow and flax, not PyTorch).
+    one, E[x^2] - E[x]^2 clipped at 0, in the running average too, as in flax and in the reference's TPU class (utils.py:
+    TpuBatchNormalization, fused=False). TensorFlow's fused op and PyTorch keep the unbiased one in the running average.
 
     Attributes:
         momentum: share of the running average kept at each step.

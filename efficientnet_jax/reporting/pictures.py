@@ -1,18 +1,40 @@
-"""Pictures of a run, readable in black and white. matplotlib is imported where it is used."""
+"""Pictures of a run, readable in black and white. matplotlib is imported where it is used.
+
+Those that a run draws on its way (`on_the_way`) never end it: one that cannot be drawn or written is named on stderr.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import warnings
+
 import numpy as np
 
-from efficientnet_jax.runs.storage import read_jsonl
+from efficientnet_jax.runs import metrics, storage, terminal
 
 LINES = ('-', '--', ':', '-.')
 CURVES = {'train': ('-', '0.65'), 'eval': ('-', 'black'), 'eval_ema': ('--', 'black')}  # batches are noisy: grey, under the others
 
 
+def on_the_way(draw):
+    """A function that draws its argument picture_path, and says so on stderr where that fails."""
+
+    @functools.wraps(draw)
+    def attempt(*args, **kwargs):
+        try:
+            draw(*args, **kwargs)
+        except Exception as error:  # whatever a name, a font or a disk does to a picture
+            path = inspect.signature(draw).bind(*args, **kwargs).arguments['picture_path']
+            terminal.say(f'Warning: {path} cannot be drawn ({type(error).__name__}: {error}); the run goes on without it.')
+
+    return attempt
+
+
+@on_the_way
 def draw_curves(metrics_path: str, picture_path: str, title: str = '') -> None:
     """Loss, top-1 and learning rate over steps from metrics.jsonl, as a PNG."""
-    lines = read_jsonl(metrics_path)
+    lines = storage.read_lines(metrics_path, metrics.KEYS).objects
     panels = (('loss', 'cross-entropy, nats'), ('top1', 'top-1'), ('learning_rate', 'learning rate'))
     figure, axes = new_figure(len(panels))
     for axis, (name, label) in zip(axes, panels, strict=True):
@@ -25,10 +47,11 @@ def draw_curves(metrics_path: str, picture_path: str, title: str = '') -> None:
         axis.set(xlabel='step', ylabel=label)
         if len(axis.get_legend_handles_labels()[0]) > 1:
             axis.legend(frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     save(figure, picture_path)
 
 
+@on_the_way
 def contact_sheet(images: np.ndarray, labels, picture_path: str, columns: int = 8) -> None:
     """uint8 images [N, H, W, 3] with a label over each, as a PNG grid."""
     from matplotlib.figure import Figure
@@ -38,6 +61,7 @@ def contact_sheet(images: np.ndarray, labels, picture_path: str, columns: int = 
     save(figure, picture_path)
 
 
+@on_the_way
 def draw_samples(blocks, picture_path: str, title: str = '', columns: int = 8) -> None:
     """blocks: [(heading, images, labels)], one below the other, as a PNG; those without images are left out."""
     from matplotlib.figure import Figure
@@ -45,11 +69,11 @@ def draw_samples(blocks, picture_path: str, title: str = '', columns: int = 8) -
     blocks = [block for block in blocks if len(block[1])]
     heights = [0.4 + -(-len(images) // columns) * (1.7 + 0.17 * max(label.count('\n') for label in labels)) for _, images, labels in blocks]
     figure = Figure(figsize=(1.5 * columns, 0.3 + sum(heights)), layout='constrained')
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(plain(title), fontsize=10)
     for part, (heading, images, labels) in zip(
         figure.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0], blocks, strict=True
     ):
-        part.suptitle(heading, fontsize=10, fontweight='bold', x=0.01, ha='left')
+        part.suptitle(plain(heading), fontsize=10, fontweight='bold', x=0.01, ha='left')
         show_images(part, images, labels, columns)
     save(figure, picture_path)
 
@@ -61,9 +85,10 @@ def show_images(figure, images, labels, columns: int) -> None:
         axis.set_axis_off()
     for axis, image, label in zip(axes, images, labels, strict=False):
         axis.imshow(image, interpolation='nearest')
-        axis.set_title(str(label), fontsize=9)
+        axis.set_title(plain(label), fontsize=9)
 
 
+@on_the_way
 def draw_confusion(matrix: np.ndarray, names, picture_path: str, title: str = '') -> None:
     """Counts [K, K] (is, taken for) as a PNG: darker for a larger share of the row, with the counts written in where there is room."""
     from matplotlib.figure import Figure
@@ -85,13 +110,18 @@ def draw_confusion(matrix: np.ndarray, names, picture_path: str, title: str = ''
             axis.text(j, i, matrix[i, j], ha='center', va='center', fontsize=8, color='white' if shade[i, j] > 0.55 else 'black')
     step = 1 if classes <= 60 else -(-classes // 50)
     ticks = range(0, classes, step)
-    labels = [short(names[i]) for i in ticks]
+    labels = [plain(short(names[i])) for i in ticks]
     long = max(map(len, labels)) > 2
     axis.set_xticks(ticks, labels, rotation=90 if long else 0, fontsize=8)
     axis.set_yticks(ticks, labels, fontsize=8)
     axis.set(xlabel='taken for', ylabel='is')
-    axis.set_title(title, fontsize=10)
+    axis.set_title(plain(title), fontsize=10)
     save(figure, picture_path)
+
+
+def plain(text) -> str:
+    """Text that matplotlib draws as it is: $ is no mathematics, and what is no Unicode (of a file's name) is written as an escape."""
+    return str(text).encode(errors='backslashreplace').decode().replace('$', r'\$')
 
 
 def short(name: str, length: int = 16) -> str:
@@ -135,4 +165,6 @@ def large(value: float) -> str:
 
 def save(figure, path: str) -> None:
     """Writes a picture at the resolution that all have."""
-    figure.savefig(path, dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Glyph .* missing from')  # names in a script that the font lacks are drawn as boxes
+        figure.savefig(path, dpi=110)

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
-import sys
 import time
 
 import jax
+
+from efficientnet_jax.errors import StorageError
+from efficientnet_jax.runs import storage, terminal
 
 
 class Progress:
     """Lines on stderr, of which a terminal keeps the last figures on one; all of them with the time of day in WORKDIR/log.txt.
 
-    Silent except on process 0. As a context it ends log.txt with what ended the run.
+    Silent except on process 0. As a context it ends log.txt with what ended the run. A log that cannot be written, or a terminal that is
+    gone, is no reason to end a run and never hides one: the first is said once.
     """
 
     def __init__(self, workdir: str, total_steps: int):
         self._total, self._first, self._start = total_steps, 0, time.monotonic()
-        self._terminal = sys.stderr.isatty()
+        self._terminal = terminal.is_terminal()
         self._renewing = False  # whether the terminal's last line is to be written over
         self._here = jax.process_index() == 0
-        # Line by line, so that it is complete wherever a run is killed.
-        self._log = open(os.path.join(workdir, 'log.txt'), 'a', buffering=1) if self._here else None  # noqa: SIM115 closed by __exit__
+        self._log: io.FileIO | None = None
+        path = os.path.join(workdir, 'log.txt')
+        if self._here:
+            try:
+                self._log = open(path, 'ab', buffering=0)  # noqa: SIM115 closed by __exit__; complete wherever a run is killed
+            except OSError as error:
+                self._without_log(storage.unwritable(path, error))
 
     def __enter__(self):
         return self
@@ -31,10 +40,11 @@ class Progress:
         if not self._here:
             return
         if self._renewing:
-            print(file=sys.stderr, flush=True)
+            terminal.say('')
         if error is not None:  # the caller prints it
             self._write(f'{kind.__name__}: {error}')
-        self._log.close()
+        if self._log is not None:
+            self._log.close()
 
     def started(self, step: int, startup: Startup) -> None:
         """After the first step: what the time before it went into. What is left is estimated from here, without compilation."""
@@ -62,11 +72,21 @@ class Progress:
         self._write(line)
         if renewing:  # cut to the terminal's width: a line that wraps cannot be written over
             line = line[: shutil.get_terminal_size().columns - 1]
-        print(('\r\033[K' if self._terminal else '') + line, end='' if renewing else '\n', file=sys.stderr, flush=True)
+        terminal.say(('\r\033[K' if self._terminal else '') + line, end='' if renewing else '\n')
         self._renewing = renewing
 
     def _write(self, line: str) -> None:
-        self._log.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")}  {line}\n')
+        if self._log is None:
+            return
+        try:
+            storage.append(self._log, f'{time.strftime("%Y-%m-%d %H:%M:%S")}  {line}\n')
+        except StorageError as error:
+            self._log.close()
+            self._log = None
+            self._without_log(error)
+
+    def _without_log(self, error: StorageError) -> None:
+        terminal.say(f'Warning: {error} The run goes on without it.')
 
 
 class Startup:

@@ -66,11 +66,11 @@ class _TensorFlow(importlib.abc.MetaPathFinder):
 def without_lines(pattern: str):
     """Within it, lines on file descriptor 2 that match an extended regular expression are dropped, also those that C++ writes."""
     grep = shutil.which('grep')
-    if grep is None:
+    terminal = None if grep is None else _duplicate(2)
+    if terminal is None:
         yield
         return
-    sys.stderr.flush()
-    terminal = os.dup(2)
+    _flush()
     with subprocess.Popen(
         [grep, '--line-buffered', '-Ev', pattern], stdin=subprocess.PIPE, stdout=terminal, stderr=subprocess.DEVNULL
     ) as filter:
@@ -78,6 +78,20 @@ def without_lines(pattern: str):
         try:
             yield
         finally:
-            sys.stderr.flush()
+            _flush()
             os.dup2(terminal, 2)
             os.close(terminal)  # Popen's own end closes the pipe and waits until grep has written all
+
+
+def _duplicate(descriptor: int) -> int | None:
+    """Another number for an open file; None where it is closed."""
+    try:
+        return os.dup(descriptor)
+    except OSError:
+        return None
+
+
+def _flush() -> None:
+    """What Python holds back for stderr, where there is one."""
+    if sys.stderr is not None and not sys.stderr.closed:
+        sys.stderr.flush()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 
 import jax
 
-from efficientnet_jax.runs import storage
+from efficientnet_jax.runs import storage, terminal
 
 FILE = 'metrics.jsonl'
-KEYS = ('step', 'split')  # of every line
+KEYS = {'step': int, 'split': str}  # of every line
 
 
 class MetricWriter:
@@ -70,4 +69,4 @@ def _set_aside(path: str, damaged: list[tuple[int, bytes]]) -> None:
             before = f.read()
     storage.write_bytes(aside, before + b''.join(line + b'\n' for _, line in damaged))
     numbers = ', '.join(str(number) for number, _ in damaged[:5]) + (', ...' if len(damaged) > 5 else '')
-    print(f'Warning: {path} has damaged lines ({numbers}); they are set aside in {aside}.', file=sys.stderr, flush=True)
+    terminal.say(f'Warning: {path} has damaged lines ({numbers}); they are set aside in {aside}.')

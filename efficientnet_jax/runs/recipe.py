@@ -34,3 +34,10 @@ def flatten(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
     for key, value in config.items():
         flat.update(flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value})
     return flat
+
+
+def network_name(config: dict[str, Any]) -> str:
+    """The model with what scales it: 'efficientnet_b0 (depth 0.2, width 0.25)'."""
+    scaled = [f'{option} {config[option]:g}' for option in ('depth', 'width') if config.get(option) not in (None, 1)]
+    own = ['own stages'] if config.get('stages') else []
+    return f'{config["model"]} ({", ".join([*scaled, *own])})' if scaled or own else str(config['model'])

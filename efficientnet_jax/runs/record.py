@@ -1,84 +1,100 @@
-"""What a run leaves in its workdir: config.json, metrics.jsonl, TensorBoard events and result.json."""
+"""The record of a workdir, one file: WORKDIR/run.json says what runs there, every start of it, and what each mode found.
+
+    {"version": 1,
+     "config": of the training run, "network": description of its network (weights/description.py), "train_examples": number,
+     "starts": [{"began", "step", "last_step", "seconds", "images", "device", "processes", "versions"}, ...] of the training run,
+     "results": {mode: its last result}, "configs": {mode: the config of that}, "commands": {mode: its command line}}
+
+It is written whole or not at all and durably, under a lock, and at the end of a mode after everything else: a mode has finished
+when its result is here. config.json and result.json (the newest result) are views of it, written before it. A damaged record is
+named once, kept as run.json.damaged and rebuilt from the views. This module must not import jax: the command reads configs before.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shlex
 import sys
-from typing import TextIO
-
-import jax
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from efficientnet_jax.errors import StorageError, UserError
-from efficientnet_jax.runs import hosts, recipe, storage
+from efficientnet_jax.runs import recipe, storage, terminal
+
+FILE = 'run.json'
+VERSION = 1
+Record = dict[str, Any]
+EMPTY: Record = {
+    'version': VERSION, 'config': None, 'network': None, 'train_examples': None, 'starts': [], 'results': {}, 'configs': {}, 'commands': {},
+}  # fmt: skip
+KINDS = {'starts': list, 'results': dict, 'configs': dict, 'commands': dict}
+RESULT = ('mode', 'step', 'metrics', 'examples', 'seconds', 'config_hash', 'versions', 'device', 'processes')  # keys of every result
 
 
-def claim_workdir(workdir: str, config: dict) -> TextIO | contextlib.nullcontext:
-    """Makes the workdir, holds it for this run and writes config.json, or checks that it holds this same run.
+def read(workdir: str) -> Record:
+    """The record of a workdir; EMPTY where nothing ran. A damaged one is named on stderr and is what can be rebuilt of it.
 
-    Returns a context that holds the workdir until it is left or the process ends; on process 0 it is the lock. Raises, on all hosts,
-    UserError when another config's run is there (with the knobs that differ), another process holds it or the hosts do not share
-    it, and OSError when it cannot be written.
+    Raises StorageError for one that cannot be read here, UserError for one of another version.
     """
-    if '://' in workdir:
-        raise UserError(
-            f'workdir={workdir} must be a folder: an object store can neither append metrics nor lock. Mount shared storage (launch/README.md).'
-        )
-    locks = []
+    found, problems = find(workdir)
+    for problem in problems:
+        terminal.warn_once(problem)
+    return found
 
-    def claim():
-        try:
-            os.makedirs(workdir, exist_ok=True)
-            locks.append(hosts.lock(workdir))
-        except OSError as error:
-            raise StorageError(f'workdir={workdir} cannot be written ({error.strerror}); choose another --workdir.') from error
-        path = os.path.join(workdir, 'config.json')
-        if os.path.exists(path):
-            check_same_recipe(workdir, storage.read_json(path), config)
-        storage.write_json(path, config)
-        return storage.read_text(locks[0].name)
 
+def find(workdir: str) -> tuple[Record, list[str]]:
+    """(record, a sentence for each file of it that is damaged). Raises as read."""
+    path = os.path.join(workdir, FILE)
     try:
-        holder = hosts.on_first(claim)
-        path = os.path.join(workdir, '.lock')
-        if not hosts.everywhere(os.path.exists(path) and storage.read_text(path) == holder):
-            raise UserError(f'workdir={workdir} is not the same folder on all hosts; choose one on shared storage.')
-    except BaseException:
-        for lock in locks:
-            lock.close()
-        raise
-    return locks[0] if locks else contextlib.nullcontext()
+        return _checked(path, storage.read_json(path)), []
+    except FileNotFoundError:
+        return _rebuilt(workdir, problems := []), problems  # of a version before this file, or the first run here
+    except storage.DamagedFile as error:
+        problems = [f'{error.what}; it is rebuilt from config.json and result.json.']
+        return _rebuilt(workdir, problems), problems
 
 
-def check_same_recipe(workdir: str, there: dict, here: dict) -> None:
-    """Raises UserError with the knobs that differ."""
-    old, new = recipe.flatten(recipe.recipe_of(there)), recipe.flatten(recipe.recipe_of(here))
-    differ = [f'{k}={old.get(k)!r} there, {new.get(k)!r} here' for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
-    if differ:
-        raise UserError(
-            f'workdir={workdir} holds a run with another config: {"; ".join(differ)}. Choose another --workdir or remove that one.'
-        )
+def exists(workdir: str) -> bool:
+    """Whether something ran in a folder: its record is there, or what it can be rebuilt from."""
+    return any(os.path.isfile(os.path.join(workdir, name)) for name in (FILE, 'config.json', 'model.json'))
 
 
-def warn_of_differences(workdir: str, config: dict) -> None:
-    """Says on stderr which recipe.NETWORK_KNOBS are not those that the run in workdir was trained with."""
-    path = os.path.join(workdir, 'config.json')
-    if jax.process_index() != 0 or not os.path.exists(path):
-        return
-    there = storage.read_json(path)
-    asked = [knob for knob in recipe.NETWORK_KNOBS if not (knob in recipe.OWN_WHEN_NONE and config[knob] is None)]
-    differ = [f'{knob}={config[knob]!r} here, {there.get(knob)!r} there' for knob in asked if config[knob] != there.get(knob)]
-    if differ:
-        print(f'Warning: {workdir} was trained with another config: {"; ".join(differ)}.', file=sys.stderr, flush=True)
+def config_of(workdir: str) -> dict[str, Any] | None:
+    """The config of the training run in a workdir, None where there is none. Raises StorageError where it is damaged beyond rebuilding."""
+    found, problems = find(workdir)
+    if found['config'] is None and problems:
+        raise StorageError(f'{" ".join(problems)} Give --config=FILE, the config that the run was started with.')
+    return found['config']
 
 
-def result(mode: str, config: dict, step: int, metrics: dict, examples: int, seconds: float) -> dict:
-    """The record of a run, the content of result.json."""
-    import importlib.metadata
+@contextlib.contextmanager
+def changing(workdir: str) -> Iterator[Record]:
+    """Gives the record to change, alone among processes, and writes it, unless an exception leaves the context."""
+    with storage.exclusive(os.path.join(workdir, '.record.lock')):
+        path = os.path.join(workdir, FILE)
+        found, problems = find(workdir)
+        for problem in problems:
+            terminal.warn_once(problem)
+        if problems and os.path.exists(path):
+            os.replace(path, f'{path}.damaged')
+        yield found
+        storage.write_json(path, found)
 
-    versions = {
-        name: importlib.metadata.version(name) for name in ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy')
-    }
+
+def leave(workdir: str, result: dict[str, Any], config: dict[str, Any], show: Callable[[Record], None]) -> None:
+    """How a mode ends, on process 0: show(record) writes the page, then come result.json and, last of all, the record."""
+    with changing(workdir) as found:
+        mode = result['mode']
+        for part, value in (('results', result), ('configs', config), ('commands', command())):
+            found[part] = {name: one for name, one in found[part].items() if name != mode} | {mode: value}
+        show(found)
+        storage.write_json(os.path.join(workdir, 'result.json'), result)
+
+
+def result(mode: str, config: dict[str, Any], step: int, metrics: dict[str, Any], examples: int, seconds: float) -> dict[str, Any]:
+    """What a mode found, the content of result.json."""
     return {
         'mode': mode,
         'step': step,
@@ -86,7 +102,80 @@ def result(mode: str, config: dict, step: int, metrics: dict, examples: int, sec
         'examples': examples,
         'seconds': round(seconds, 3),
         'config_hash': recipe.config_hash(config),
+        **machine(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """{'versions', 'device', 'processes'} of this run."""
+    import importlib.metadata
+
+    import jax
+
+    names = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy')
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return {
         'versions': {'python': sys.version.split()[0], **versions},
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
         'processes': jax.process_count(),
     }
+
+
+def command() -> str:
+    """The command line of this process, for a shell, without the passwords of URLs."""
+    program, *words = sys.argv or ['']
+    start = ['python', program] if program.endswith('.py') else [program]
+    if os.path.basename(program) == '__main__.py':
+        start = ['python', '-m', os.path.basename(os.path.dirname(program))]
+    return without_passwords(shlex.join([*start, *words]))
+
+
+def without_passwords(text: str) -> str:
+    """postgresql://me:***@host/db?password=*** instead of what stands there."""
+    text = re.sub(r'(://[^:/@\s]*):\S*@', r'\1:***@', text)
+    return re.sub(r'([?&;]password=)[^&;\s\'"]*', r'\1***', text)
+
+
+def _checked(path: str, found: Any) -> Record:
+    """Raises DamagedFile for what is no record and UserError for one of another version."""
+    if not isinstance(found, dict) or 'version' not in found:
+        raise storage.DamagedFile(path, 'it holds no record')
+    if found['version'] != VERSION:
+        raise UserError(
+            f'{path} is of version {found["version"]}, this program writes {VERSION}; use the version of the program that wrote it.'
+        )
+    wrong = [name for name in EMPTY if name not in found or not isinstance(found[name], KINDS.get(name, object))]
+    wrong += [mode for mode, one in ({} if wrong else found['results']).items() if not _is_result(one)]
+    if wrong:
+        raise storage.DamagedFile(path, f'without a usable {wrong[0]!r}')
+    return found
+
+
+def _is_result(found: Any) -> bool:
+    return isinstance(found, dict) and all(key in found for key in RESULT)
+
+
+def _rebuilt(workdir: str, problems: list[str]) -> Record:
+    """What config.json, result.json and the model.json of earlier versions hold of the record."""
+    views: dict[str, Any] = {}
+    for name in ('config.json', 'model.json', 'result.json'):
+        try:
+            views[name] = storage.read_json(os.path.join(workdir, name))
+        except FileNotFoundError:
+            continue
+        except storage.DamagedFile as error:
+            problems.append(f'{error.what}.')
+            continue
+        if not isinstance(views[name], dict):
+            problems.append(f'{os.path.join(workdir, name)} is damaged (it holds no object).')
+            del views[name]
+    found = {name: value.copy() if isinstance(value, list | dict) else value for name, value in EMPTY.items()}
+    found |= {'config': views.get('config.json'), 'network': views.get('model.json')}
+    last = views.get('result.json')
+    if _is_result(last):
+        found['results'] = {last['mode']: last}
+        if last['mode'] == 'train':
+            spent = {'seconds': last['seconds'], 'images': last['examples']}
+            machine = {name: last[name] for name in ('device', 'processes', 'versions')}
+            found['starts'] = [{'began': None, 'step': 0, 'last_step': last['step'], **spent, **machine}]
+    return found

@@ -16,12 +16,11 @@ from efficientnet_jax.errors import StorageError
 
 def read_text(path: str) -> str:
     """The content of a text file. Raises FileNotFoundError where there is none and StorageError where it is no text."""
-    with open(path, 'rb') as f:
-        content = f.read()
+    content = _read(path)
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise damaged(path, error) from error
+        raise DamagedFile(path, error) from error
 
 
 def read_json(path: str) -> Any:
@@ -29,13 +28,26 @@ def read_json(path: str) -> Any:
     text = read_text(path)
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise damaged(path, error) from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(path, error) from error
 
 
-def damaged(path: str, why: Any) -> StorageError:
-    """The error of a file whose content is not what this project writes."""
-    return StorageError(f'{path} is cut off or damaged ({why}). Bring it back from a copy, or remove it.')
+def _read(path: str) -> bytes:
+    try:
+        with open(path, 'rb') as f:
+            return f.read()
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # permissions, a bad disk, too many open files: nothing says that the file is damaged
+        raise StorageError(f'{path} cannot be read ({error.strerror or error}); mend that, then run the same command.') from error
+
+
+class DamagedFile(StorageError):
+    """A file whose content is not what this project writes. what: its path and why, for a message of another way out."""
+
+    def __init__(self, path: str, why: Any):
+        self.what = f'{path} is cut off or damaged ({why})'
+        super().__init__(f'{self.what}. Bring it back from a copy, or remove it.')
 
 
 class Lines(NamedTuple):
@@ -45,32 +57,30 @@ class Lines(NamedTuple):
     damaged: list[tuple[int, bytes]]  # (number from 1, content) of the lines that cannot be used
 
 
-def read_lines(path: str, keys: tuple[str, ...] = ()) -> Lines:
-    """The objects of a JSON-lines file that have these keys, and its damaged lines. A last line cut off by a crash is in neither.
+def read_lines(path: str, keys: dict[str, type] | None = None) -> Lines:
+    """The objects of a JSON-lines file that have these keys with values of these types, and its damaged lines. A last line cut off by a crash is in neither.
 
     Empty where there is no file.
     """
     if not os.path.exists(path):
         return Lines([], [])
-    with open(path, 'rb') as f:
-        content = f.read()
     found = Lines([], [])
-    for number, line in enumerate(content.split(b'\n')[:-1], start=1):
+    for number, line in enumerate(_read(path).split(b'\n')[:-1], start=1):
         try:
             value = json.loads(line.decode())
-        except ValueError:  # not UTF-8, or not JSON
+        except (ValueError, RecursionError):  # not UTF-8, or not JSON
             value = None
-        if isinstance(value, dict) and all(key in value for key in keys):
+        if isinstance(value, dict) and all(isinstance(value.get(key), kind) for key, kind in (keys or {}).items()):
             found.objects.append(value)
         else:
             found.damaged.append((number, line))
     return found
 
 
-def read_jsonl(path: str, keys: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+def read_jsonl(path: str, keys: dict[str, type] | None = None) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; a last line cut off by a crash is left out. Empty where there is no file.
 
-    Raises StorageError with the number of the first damaged line: one that is no JSON object or lacks one of the keys.
+    Raises StorageError with the number of the first damaged line: one that is no JSON object or lacks one of the keys (as read_lines).
     """
     found = read_lines(path, keys)
     if found.damaged:
@@ -157,7 +167,11 @@ def exclusive(path: str) -> Iterator[None]:
     """Holds a lock file for a moment, so that what one process reads and writes back is not lost to another."""
     import fcntl
 
-    with open(path, 'a') as file:  # closing it gives the lock back, and so does a kill
+    try:
+        file = open(path, 'a')  # noqa: SIM115 closed below; closing it gives the lock back, and so does a kill
+    except OSError as error:
+        raise unwritable(path, error) from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

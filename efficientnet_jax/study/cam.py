@@ -37,7 +37,7 @@ def cam(config, workdir: str) -> dict[str, Any]:
         raise UserError('study.checkpoints=None must name workdirs or weight files, separated by commas; or set init_from.')
     columns = []
     for name in named.split(','):
-        own = os.path.exists(os.path.join(name, 'model.json')) or os.path.exists(os.path.join(name, 'config.json'))
+        own = record.exists(name)
         pretrained = weights.load(name, None if own else config.model, None if own else config.init_padding)
         columns.append((os.path.basename(os.path.normpath(name)), [map_of(pretrained, path, config.max_pixels) for path in paths]))
     picture = os.path.join(workdir, 'study', 'cam.png')

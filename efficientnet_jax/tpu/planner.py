@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from efficientnet_jax.data import sources
 from efficientnet_jax.errors import NotThere
 from efficientnet_jax.evaluation.network import as_dict
 from efficientnet_jax.reporting import page, pictures
-from efficientnet_jax.runs import recipe, storage
+from efficientnet_jax.runs import recipe, record, storage
 from efficientnet_jax.tpu import aot
 from efficientnet_jax.training.setup import Training, training_of
 from efficientnet_jax.weights.init_from import start as starting
@@ -35,6 +36,7 @@ def plan(config, workdir: str) -> dict[str, Any]:
     policies are compiled too. Raises UserError for a topology or config that cannot be, and aot.DoesNotFit, with a way out, when the
     step needs more memory than a device has.
     """
+    began = time.monotonic()
     aot.generation(config.plan.topology)
     print(f'plan: compiling the train step for {config.plan.topology}, which takes minutes.', file=sys.stderr, flush=True)
     classes, examples, note = data_of(config)
@@ -61,7 +63,7 @@ def plan(config, workdir: str) -> dict[str, Any]:
     os.makedirs(workdir, exist_ok=True)
     storage.write_json(os.path.join(workdir, 'plan.json'), result)
     draw(result, os.path.join(workdir, 'plan.png'))
-    page.write(workdir)
+    page.leave(workdir, record.result('plan', as_dict(config), 0, {}, 0, time.monotonic() - began), as_dict(config))
     print(table(result))
     return result
 
@@ -90,7 +92,7 @@ def summary(config, setup: Training, cost: aot.StepCost, batch_size: int) -> dic
     _, macs = counting.count(architecture, setup.preprocess.resolution, setup.module.num_classes)
     compute, memory = cost.flops / generation.flops_per_second, cost.accessed_bytes / generation.bytes_per_second
     return {
-        'model': architecture.name,
+        'model': recipe.network_name(as_dict(config)),
         'resolution': setup.preprocess.resolution,
         'topology': config.plan.topology,
         'device': generation.device,

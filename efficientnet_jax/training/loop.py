@@ -22,7 +22,8 @@ from efficientnet_jax.evaluation.score import Interrupted, Scores, scorer
 from efficientnet_jax.reporting import page
 from efficientnet_jax.reporting.pictures import contact_sheet, draw_curves, short
 from efficientnet_jax.reporting.progress import Progress, Startup, clock
-from efficientnet_jax.runs import hosts, record
+from efficientnet_jax.runs import hosts, recipe, record
+from efficientnet_jax.runs import workdir as workdirs
 from efficientnet_jax.runs.checkpoint import Checkpoints
 from efficientnet_jax.runs.integrity import NotFiniteState
 from efficientnet_jax.runs.mesh import replicated
@@ -32,8 +33,7 @@ from efficientnet_jax.training.setup import Training, training_of
 from efficientnet_jax.training.state import TrainState
 from efficientnet_jax.training.step import seen_pixels
 from efficientnet_jax.training.stream import Stream
-from efficientnet_jax.weights import init_from
-from efficientnet_jax.weights.from_workdir import write_description
+from efficientnet_jax.weights import description, init_from
 
 SHEET_IMAGES = 32
 
@@ -42,7 +42,8 @@ SHEET_IMAGES = 32
 class Run:
     """The parts of a run that stay the same from its first step to its last."""
 
-    workdir: str
+    claim: workdirs.Claim
+    first_step: int  # of this start
     setup: Training
     source: sources.Source
     checkpoints: Checkpoints
@@ -54,6 +55,11 @@ class Run:
     update: Callable  # (state, batch) -> (state, metrics)
     score: Callable[..., Scores]  # (state, interrupt)
     nan_rollbacks: int
+    batch_size: int
+
+    def images(self, step: int) -> int:
+        """That this start has trained on when it is at a step."""
+        return max(0, step - self.first_step) * self.batch_size
 
 
 def state_scorer(setup: Training, source: sources.Source, config) -> Callable[..., Scores]:
@@ -63,8 +69,8 @@ def state_scorer(setup: Training, source: sources.Source, config) -> Callable[..
 
 
 def train(config, workdir: str, build=training_of, evaluate=state_scorer, began: float | None = None) -> dict:
-    """Trains, evaluates on schedule and leaves config.json, metrics.jsonl, log.txt, tensorboard/, augmented.png, checkpoints/,
-    curves.png, result.json and report.html.
+    """Trains, evaluates on schedule and leaves metrics.jsonl, log.txt, tensorboard/, augmented.png, checkpoints/, curves.png, report.html and
+    the record (runs/record.py): run.json with its views config.json and result.json.
 
     build and evaluate replace what makes the objects of the run and what scores a state, with the same arguments
     (search/supernet_train.py). began: time.monotonic() when the process began, for the seconds to the first step; None: now.
@@ -78,15 +84,17 @@ def train(config, workdir: str, build=training_of, evaluate=state_scorer, began:
     setup = build(config, source.num_classes, len(source), start=start)
     total = setup.horizon.total_steps
     with contextlib.ExitStack() as held:  # whatever way a run ends, others can have its workdir and SIGTERM again
-        held.enter_context(record.claim_workdir(workdir, as_dict(config)))
+        data = workdirs.TrainingData(source.class_names, source.num_classes, len(source))
+        claim = held.enter_context(workdirs.claim(workdir, as_dict(config), data, started))
         stop = held.enter_context(contextlib.closing(hosts.StopNotice()))
         progress = held.enter_context(Progress(workdir, total))
         checkpoints = Checkpoints(os.path.join(os.path.abspath(workdir), 'checkpoints'), config.keep_last, config.keep_best)
         state, first_step = checkpoints.restore_latest(setup.abstract_state())
+        if state is None or not claim.described:
+            claim.describe(description.describe(setup.module.architecture, source.num_classes, setup.preprocess, source.class_names))
         if state is None:
-            describe(workdir, setup, source)
             state = setup.init(None if start is None else start.variables)
-        elif first_step >= total and (result := finished(workdir)):
+        elif first_step >= total and (result := claim.finished()):
             checkpoints.close()
             progress.say(f'Finished already: {workdir} holds step {first_step} of {total} and its result.')
             return result
@@ -94,16 +102,14 @@ def train(config, workdir: str, build=training_of, evaluate=state_scorer, began:
             progress.say(f'Resuming {workdir} at step {first_step} of {total}.')
         log = held.enter_context(contextlib.closing(TrainLog(workdir, first_step, config.batch_size, setup.learning_rate, progress)))
         stream = held.enter_context(contextlib.closing(Stream(config, setup, source)))
+        claim.start(first_step)
         run = Run(
-            workdir, setup, source, checkpoints, log, stream, stop, progress, startup,
-            update=setup.jit_train_step(), score=evaluate(setup, eval_source, config), nan_rollbacks=config.nan_rollbacks,
+            claim, first_step, setup, source, checkpoints, log, stream, stop, progress, startup,
+            update=setup.jit_train_step(), score=evaluate(setup, eval_source, config), nan_rollbacks=config.nan_rollbacks, batch_size=config.batch_size,
         )  # fmt: skip
         startup.spent_on('init')
         state, scores = steps(run, state, first_step)
-        images = (total - first_step) * config.batch_size
-        result = record.result('train', as_dict(config), total, scores, images, time.monotonic() - started)
-        finish(run, state, result, config)
-        return result
+        return finish(run, state, scores, config)
 
 
 def steps(run: Run, state: TrainState, step: int) -> tuple[TrainState, Scores]:
@@ -140,6 +146,7 @@ def steps(run: Run, state: TrainState, step: int) -> tuple[TrainState, Scores]:
             except NotFiniteState as error:
                 state, step = go_back(run, state, step, str(error), back_to)
                 back_to = step
+            run.claim.progress(step, run.images(step))
         if stopping:
             raise stopped(run, step)
     if scores is None:  # everything was trained and evaluated before, but the run ended before its result was written
@@ -169,7 +176,7 @@ def one_update(run: Run, state: TrainState, step: int) -> TrainState:
         run.startup.spent_on('compile')
         run.progress.started(step + 1, run.startup)
         if step == 0:
-            draw_inputs(run.setup, batch, run.source.class_names, os.path.join(run.workdir, 'augmented.png'))
+            draw_inputs(run.setup, batch, run.source.class_names, os.path.join(run.claim.workdir, 'augmented.png'))
         run.log.meter.restart()
         run.stream.waited()
     return state
@@ -181,17 +188,21 @@ def stopped(run: Run, step: int) -> hosts.Stopped:
     return hosts.Stopped(f'Asked to stop at step {step} of {run.setup.schedule.total_steps}; saved. Give the same command again to go on.')
 
 
-def finish(run: Run, state: TrainState, result: dict, config) -> None:
-    """What a run leaves at its end, with the record last."""
+def finish(run: Run, state: TrainState, scores: Scores, config) -> dict:
+    """What a run leaves at its end, with the record last; its result."""
     run.checkpoints.close()
+    total, workdir = run.setup.schedule.total_steps, run.claim.workdir
+    result = run.claim.finish(record.result('train', as_dict(config), total, scores, run.images(total), 0.0))
     if rollbacks := int(state.rollbacks):
         result |= {'rollbacks': rollbacks, 'skipped_batches': int(state.skipped)}
     if run.startup.compiled:
         result['seconds_to_first_step'] = run.startup.parts
     if jax.process_index() == 0:
-        draw_curves(os.path.join(run.workdir, 'metrics.jsonl'), os.path.join(run.workdir, 'curves.png'), title=config.model)
-        page.leave(run.workdir, result, as_dict(config))
-    run.progress.say(f'Done after {clock(result["seconds"])}: {run.workdir}/report.html shows it, result.json has the figures.')
+        title = recipe.network_name(as_dict(config))
+        draw_curves(os.path.join(workdir, 'metrics.jsonl'), os.path.join(workdir, 'curves.png'), title)
+        page.leave(workdir, result, as_dict(config))
+    run.progress.say(f'Done after {clock(result["seconds"])}: {workdir}/report.html shows it, result.json has the figures.')
+    return result
 
 
 def open_sources(config, startup: Startup) -> tuple[sources.Source, sources.Source]:
@@ -207,12 +218,6 @@ def open_sources(config, startup: Startup) -> tuple[sources.Source, sources.Sour
     return source, eval_source
 
 
-def describe(workdir: str, setup: Training, source: sources.Source) -> None:
-    """Writes what the network is, before its first checkpoint."""
-    if jax.process_index() == 0:
-        write_description(workdir, setup.module.architecture, source.num_classes, setup.preprocess, source.class_names)
-
-
 def draw_inputs(setup: Training, batch, class_names, path: str) -> None:
     """A contact sheet of the first images of a batch as the network sees them at step 0, written by process 0."""
     see = jax.jit(functools.partial(seen_pixels, setup.recipe, count=SHEET_IMAGES), out_shardings=replicated(setup.mesh))
@@ -220,11 +225,6 @@ def draw_inputs(setup: Training, batch, class_names, path: str) -> None:
     if jax.process_index() == 0:
         names = class_names or range(setup.module.num_classes)
         contact_sheet(seen['image'], [short(names[label]) for label in seen['label']], path)
-
-
-def finished(workdir: str) -> dict | None:
-    """The result that a finished training run left, also when another mode has run there since."""
-    return page.results_of(workdir).get('train') if os.path.exists(os.path.join(workdir, 'result.json')) else None
 
 
 def best_score(scores: Scores) -> float:

@@ -1,4 +1,4 @@
-"""Weights of a training run of this project, and the model.json beside them that says what they are."""
+"""Weights of a training run of this project, and what its record says they are; the model.json of an export says the same."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ import numpy as np
 from efficientnet_jax.architectures import Architecture
 from efficientnet_jax.data.preprocess import Preprocess
 from efficientnet_jax.errors import UserError
-from efficientnet_jax.runs import storage
+from efficientnet_jax.runs import record, storage
 from efficientnet_jax.runs.checkpoint import Checkpoints
 from efficientnet_jax.weights import description
 
-DESCRIPTION = 'model.json'
+DESCRIPTION = 'model.json'  # in the folder of an export
 
 
-def write_description(workdir: str, architecture: Architecture, num_classes: int, preprocess: Preprocess, class_names=None) -> None:
-    """Writes WORKDIR/model.json, from which predict, evaluate and weights.load know the model without the weights it began with."""
+def write_description(folder: str, architecture: Architecture, num_classes: int, preprocess: Preprocess, class_names=None) -> None:
+    """Writes FOLDER/model.json, from which what serves an export knows the model."""
     content = description.describe(architecture, num_classes, preprocess, class_names)
-    storage.write_json(os.path.join(workdir, DESCRIPTION), content)
+    storage.write_json(os.path.join(folder, DESCRIPTION), content)
 
 
 def read_description(workdir: str | None) -> dict[str, Any] | None:
-    """The content of WORKDIR/model.json, or None where there is none."""
-    path = None if workdir is None else os.path.join(workdir, DESCRIPTION)
-    return storage.read_json(path) if path and os.path.exists(path) else None
+    """What the network of a workdir is, from which predict, evaluate and weights.load know it without the weights it began with."""
+    return None if workdir is None else record.read(workdir)['network']
 
 
 def arrays(path: str) -> tuple[dict[str, np.ndarray], str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,7 +34,7 @@ def arrays(data: bytes, where: str) -> dict[str, np.ndarray]:
     import h5py
 
     with h5py.File(io.BytesIO(data), 'r') as file:
-        reader = _Reader(where, len(data))
+        reader = _Reader(where, data)
         top = dict(reader.members(file))
         if 'layers' in top:
             return _keras3(reader, top['layers'])
@@ -43,9 +44,10 @@ def arrays(data: bytes, where: str) -> dict[str, np.ndarray]:
 class _Reader:
     """One file: how many objects and bytes were met so far."""
 
-    def __init__(self, where: str, present: int) -> None:
-        self.where, self.present = where, present
+    def __init__(self, where: str, data: bytes) -> None:
+        self.where, self.data = where, data
         self.objects = self.announced = 0
+        self.checked: set[str] = set()  # names of attributes
 
     def members(self, group: Any) -> Iterator[tuple[str, Any]]:
         """(name, group or data set) of a group. Raises Refused for a link to elsewhere before it is followed."""
@@ -73,6 +75,12 @@ class _Reader:
             else:
                 yield name, item
 
+    def check_lengths(self, name: str) -> None:
+        """Raises ValueError where a text in an attribute of this name would be longer than any name."""
+        if name not in self.checked and max(_lengths(self.data, name), default=0) > limits.MAX_NAME:
+            raise ValueError(f'an attribute {name!r} is longer than {limits.MAX_NAME} characters')
+        self.checked.add(name)
+
     def value(self, name: str, dataset: Any) -> np.ndarray:
         """A data set's content."""
         import h5py
@@ -89,7 +97,7 @@ class _Reader:
         limits.check_dtype(dataset.dtype, name, self.where)
         chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
         self.announced += math.prod(dataset.shape) * dataset.dtype.itemsize
-        limits.check_bytes(max(self.announced, chunk), self.present, self.where)
+        limits.check_bytes(max(self.announced, chunk), len(self.data), self.where)
         return dataset[()]
 
 
@@ -115,26 +123,45 @@ def _keras3(reader: _Reader, layers: Any) -> dict[str, np.ndarray]:
         if variables is None:
             continue
         inside = dict(reader.members(variables))
-        name = _text(variables, 'name')
+        name = _text(reader, variables, 'name')
         if name is None:
             raise UserError(f'{reader.where} does not keep the names of layers (an early Keras 3); load it with Keras and save it as .h5.')
         if name.startswith('rescaling'):
             found[name] = np.zeros(())
         for i, leaf in enumerate(KERAS3.get(len(inside), ())):
             value = reader.value(str(i), inside[str(i)])
-            found[f'{name}/{leaf}'] = value.view(ml_dtypes.bfloat16) if _text(inside[str(i)], 'dtype') == 'bfloat16' else value
+            found[f'{name}/{leaf}'] = value.view(ml_dtypes.bfloat16) if _text(reader, inside[str(i)], 'dtype') == 'bfloat16' else value
     return found
 
 
-def _text(item: Any, name: str) -> str | None:
+def _text(reader: _Reader, item: Any, name: str) -> str | None:
     """An attribute that is a short text, or None where there is none."""
+    import h5py
+
     if name not in item.attrs:
         return None
     attribute = item.attrs.get_id(name)
     if attribute.shape != () or attribute.dtype.itemsize > limits.MAX_NAME:
         raise ValueError(f'the attribute {name!r} is no text')
+    if attribute.get_type().get_class() == h5py.h5t.VLEN or attribute.dtype.hasobject:
+        reader.check_lengths(name)
     text = item.attrs[name]
     text = text.decode() if isinstance(text, bytes) else text
     if not isinstance(text, str):
         raise ValueError(f'the attribute {name!r} is no text')
     return text
+
+
+def _lengths(data: bytes, name: str) -> Iterator[int]:
+    """Of all texts that an attribute of this name may have in a file, by the layout of an attribute message (HDF5 format, IV.A.2.m).
+
+    HDF5 makes room for a text of variable length, up to 4 GiB, by the number in front of its place, before it looks there.
+    """
+    stored = name.encode() + b'\0'
+    for match in re.finditer(re.escape(stored), data):
+        for version, head, multiple in ((1, 8, 8), (2, 8, 1), (3, 9, 1)):
+            start = match.start() - head
+            if start >= 0 and data[start] == version and int.from_bytes(data[start + 2 : start + 4], 'little') == len(stored):
+                sizes = len(stored), *(int.from_bytes(data[start + at : start + at + 2], 'little') for at in (4, 6))
+                at = start + head + sum(-(-size // multiple) * multiple for size in sizes)
+                yield int.from_bytes(data[at : at + 4], 'little')

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from efficientnet_jax.data.imagenet_classes import class_names as imagenet_names
 from efficientnet_jax.data.preprocess import Preprocess
+from efficientnet_jax.runs import record
 from efficientnet_jax.weights import description, from_workdir
 from efficientnet_jax.weights.load import FLAVOUR, load
 
@@ -26,11 +27,11 @@ def start(config, directory: str | None, num_classes: int | None = None, new_hea
 
     directory: the workdir; a run that has checkpoints there does not need the weights that it began with any more.
     num_classes: of the data; None takes the weights' own. new_head: other classes get a new classifier instead of an error.
-    Raises what weights.load raises, and ValueError for a model.json of another version.
+    Raises what weights.load raises, and UserError for a run.json of another version.
     """
     written = from_workdir.read_description(directory)
-    if directory is not None and written is not None and _has_checkpoint(directory):
-        architecture, count, preprocess, names = description.parse(written, os.path.join(directory, from_workdir.DESCRIPTION))
+    if directory is not None and written is not None and has_checkpoint(directory):
+        architecture, count, preprocess, names = description.parse(written, os.path.join(directory, record.FILE))
         return Start(_flavour(architecture), preprocess, count, names, None)
     if config.init_from is None:
         return None
@@ -44,7 +45,7 @@ def start(config, directory: str | None, num_classes: int | None = None, new_hea
     return Start(_flavour(pretrained.module.architecture), pretrained.preprocess, count, kept, variables)
 
 
-def _has_checkpoint(directory: str) -> bool:
+def has_checkpoint(directory: str) -> bool:
     """Whether a complete one is there. A run that was killed before its first has its description, but still begins with the weights."""
     checkpoints = os.path.join(directory, 'checkpoints')
     return os.path.isdir(checkpoints) and any(name.isdigit() for name in os.listdir(checkpoints))

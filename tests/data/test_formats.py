@@ -200,7 +200,7 @@ def test_large_bmp_with_run_lengths_is_refused():
 MEMORY = """
 import sys
 import numpy as np
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL import Image
 Image.MAX_IMAGE_PIXELS = None
 sys.path.insert(0, {root!r})
 from efficientnet_jax.data import formats

@@ -12,7 +12,8 @@ from efficientnet_jax.evaluation import confusion
 from efficientnet_jax.evaluation.evaluate import evaluate
 from efficientnet_jax.evaluation.inference import inference_of
 from efficientnet_jax.evaluation.score import outputs_of
-from efficientnet_jax.runs import recipe, record, storage
+from efficientnet_jax.runs import recipe, storage
+from efficientnet_jax.runs.workdir import warn_of_differences
 from efficientnet_jax.training.loop import train
 from tests import tiny
 from tests.runs.test_faults import start_cluster
@@ -84,14 +85,14 @@ def test_what_is_left_and_what_is_said(tmp_path, data_dir, capsys, monkeypatch):
     result = evaluate(config, workdir)
     shown = capsys.readouterr()
     assert 'most confused (eval_ema): ' in shown.out and 'Warning' not in shown.err
-    names = {'confused.json', 'confusion.csv', 'confusion.png', 'samples.png', 'report.html', 'results.json', 'log.txt'}
+    names = {'confused.json', 'confusion.csv', 'confusion.png', 'samples.png', 'report.html', 'run.json', 'log.txt'}
     assert names <= {path.name for path in tmp_path.iterdir()}
     found = json.loads((tmp_path / 'confused.json').read_text())
     with open(tmp_path / 'confusion.csv') as f:
         matrix = np.array([row[1:] for row in list(csv.reader(f))[1:]], int)
     assert matrix.shape == (10, 10) and matrix.sum() == found['examples'] == 297
     assert np.trace(matrix) / 297 == pytest.approx(result['metrics']['eval_ema']['top1'])
-    results = json.loads((tmp_path / 'results.json').read_text())
+    results = json.loads((tmp_path / 'run.json').read_text())['results']
     assert results == {'train': json.loads(json.dumps(trained)), 'evaluate': json.loads(json.dumps(result))}
 
     assert train(config, workdir) == results['train']  # finished, whatever has run since
@@ -113,10 +114,10 @@ def test_a_warning_names_each_knob_that_matters(tmp_path, capsys):
     there = {'model': 'efficientnet_b0', 'resolution': 224, 'stages': None, 'optimizer': 'sgd', 'seed': 0}
     storage.write_json(str(tmp_path / 'config.json'), there)
     here = dict.fromkeys(recipe.NETWORK_KNOBS) | there | {'model': 'efficientnet_b1', 'resolution': 240, 'seed': 1}
-    record.warn_of_differences(str(tmp_path), here)
+    warn_of_differences(str(tmp_path), here)
     message = "another config: model='efficientnet_b1' here, 'efficientnet_b0' there; resolution=240 here, 224 there.\n"
     assert capsys.readouterr().err.endswith(message)
-    record.warn_of_differences(str(tmp_path / 'elsewhere'), here)
+    warn_of_differences(str(tmp_path / 'elsewhere'), here)
     assert capsys.readouterr().err == ''
 
 

@@ -1,5 +1,6 @@
 """report.html: what it shows, and that a browser shows it."""
 
+import html
 import html.parser
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 
 from efficientnet_jax.evaluation.evaluate import evaluate
 from efficientnet_jax.reporting import page
-from efficientnet_jax.runs import record, storage
+from efficientnet_jax.runs import record, storage, workdir
 from efficientnet_jax.training.loop import train
 from tests import tiny
 
@@ -46,13 +47,13 @@ def test_an_empty_workdir_has_a_page(tmp_path):
 
 def test_every_mode_that_ran_is_on_it_and_nothing_is_fetched_or_run(tmp_path):
     scores = {'loss': 1.0, 'top1': 0.5, 'top5': 0.75, 'count': 8}
-    storage.write_json(str(tmp_path / 'config.json'), {'model': '<b>', 'dataset': 'folder:a&b', 'augment': {'crop': 'pad'}, 'width': 1.1})
+    settings = {'model': '<b>', 'dataset': 'folder:a&b', 'augment': {'crop': 'pad'}, 'width': 1.1}
+    workdir.claim(str(tmp_path), settings).close()
     trained = result('train', eval=scores, eval_ema=scores) | {'seconds_to_first_step': {'imports': 2.0, 'compile': 3.5}}
-    settings = storage.read_json(str(tmp_path / 'config.json'))
     page.leave(str(tmp_path), trained, settings)
     page.leave(str(tmp_path), result('evaluate', eval=scores | {'top1': 0.625}), settings)
     page.leave(str(tmp_path), result('search', action='status'), settings | {'search': {'strategy': 'ppo'}})
-    storage.write_json(str(tmp_path / 'result.json'), result('study', kind='grid'))  # by a mode that keeps none of the others
+    page.leave(str(tmp_path), result('study', kind='grid'), settings | {'study': {'kind': 'grid'}})
     (tmp_path / 'study').mkdir()
     (tmp_path / 'study' / 'grid.csv').write_text('network,macs,top1\nb<0>,399398560,0.98765432\n' + 'x,1,\n' * 60)
     for name in ('curves.png', 'study/grid.png'):
@@ -60,7 +61,15 @@ def test_every_mode_that_ran_is_on_it_and_nothing_is_fetched_or_run(tmp_path):
     page.write(str(tmp_path))
     shown = (tmp_path / 'report.html').read_text()
     headings = Headings(shown)
-    assert headings.found == ['<b>, folder:a&b', 'Results', 'Training', 'Scaling study', 'Config', 'Environment']
+    assert headings.found == [
+        '<b> (width 1.1), folder:a&b',
+        'Results',
+        'Training',
+        'Scaling study',
+        'Architecture search',
+        'Config',
+        'Environment',
+    ]
     assert headings.fetched == [] and shown.count('src="data:image/png;base64,cGljdHVyZQ=="') == 2
     for text in (
         '62.50%',
@@ -68,13 +77,102 @@ def test_every_mode_that_ran_is_on_it_and_nothing_is_fetched_or_run(tmp_path):
         '<td>1:01</td>',
         'First step after 5.5 s: imports 2.0 s, compile 3.5 s',
         '<td>augment.crop</td><td>pad</td>',
-        'All knobs: train, evaluate',
-        'All knobs: search',
+        'All options: train, evaluate',
+        'All options: search',
         '<td>search.strategy</td><td>ppo</td>',
     ):
         assert text in shown
     for text in ('<td>b&lt;0&gt;</td><td>399398560</td><td>0.987654</td>', '11 more rows in'):
         assert text in shown
+
+
+def damaged_workdir(path):
+    """A workdir of a run whose files are all damaged but the record."""
+    settings = {'model': 'm', 'dataset': 'd'}
+    workdir.claim(str(path), settings).close()
+    for name, content in (
+        ('confused.json', '{"pairs": 7}'),
+        ('plan.json', ''),
+        ('curves.png', None),
+        ('metrics.jsonl', 'x\n{"step": 7}\n'),
+    ):
+        (path / name).mkdir() if content is None else (path / name).write_text(content)
+    (path / 'study').mkdir()
+    (path / 'study' / 'grid.csv').write_bytes(b'\xff\n')
+    return settings
+
+
+def test_a_damaged_file_is_named_and_all_else_is_shown(tmp_path):
+    page.leave(str(tmp_path), result('train', eval={'loss': 1.0, 'top1': 0.5, 'top5': 0.75, 'count': 8}), damaged_workdir(tmp_path))
+    shown = (tmp_path / 'report.html').read_text()
+    assert Headings(shown).found == ['m, d', 'Results', 'Config', 'Environment'] and '50.00%' in shown
+    for text in (
+        f'{tmp_path}/confused.json cannot be shown (TypeError',
+        f'{tmp_path}/plan.json is cut off or damaged',
+        'curves.png',
+        f'{tmp_path}/metrics.jsonl line 1 is damaged',
+        f'{tmp_path}/study/grid.csv cannot be shown (UnicodeDecodeError',
+    ):
+        assert text in html.unescape(shown), text
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    settings = {'model': 'm', 'dataset': 'd'}
+    workdir.claim(str(tmp_path), settings).close()
+    (tmp_path / 'run.json').write_text('{')
+    page.write(str(tmp_path))
+    assert f'{tmp_path}/run.json is cut off or damaged' in (tmp_path / 'report.html').read_text()
+    page.leave(str(tmp_path), result('evaluate'), settings)
+    assert 'run.json was damaged once and was rebuilt' in (tmp_path / 'report.html').read_text()
+
+
+def test_time_and_images_of_all_starts_and_the_command(tmp_path):
+    settings = {'model': 'm', 'dataset': 'd', 'depth': 0.2, 'width': 0.25, 'search': {'storage': 'postgresql://me:secret@host/db'}}
+    for start, stop in ((0, 5), (5, 24)):
+        with workdir.claim(str(tmp_path), settings) as claim:
+            claim.start(start)
+            claim.progress(stop, 32 * (stop - start))
+    with record.changing(str(tmp_path)) as found:
+        for start, seconds in zip(found['starts'], (60.0, 1.0), strict=True):
+            start['seconds'] = seconds
+    page.leave(str(tmp_path), result('train'), settings)
+    shown = (tmp_path / 'report.html').read_text()
+    assert 'm (depth 0.2, width 0.25), d' in shown
+    assert 'Training: 1:01 and 768 images in 2 starts.' in shown and 'pytest' in shown and 'secret' not in shown
+
+
+@pytest.mark.parametrize(
+    'mode, group, heading',
+    [
+        ('study', {'kind': 'table7'}, 'Scaling study: table7'),
+        ('search', {'space': 'mnas', 'strategy': 'ppo'}, 'Architecture search: mnas, ppo'),
+    ],
+)
+def test_a_study_and_a_search_are_headed_by_what_they_are(tmp_path, mode, group, heading):
+    settings = {'model': 'efficientnet_b0', 'dataset': 'imagenet2012', mode: group | {'evaluation': 'oracle'}}
+    page.leave(str(tmp_path), result(mode, winner={'hash': 'abc', 'reward': 0.75}), settings)
+    shown = (tmp_path / 'report.html').read_text()
+    assert Headings(shown).found[0] == heading
+    assert '<td>winner.reward</td><td>0.75</td>' in shown
+    assert ('made up by the oracle' in shown) == (mode == 'search')
+
+
+def test_a_plan_has_results_and_its_cycles_by_stage(tmp_path):
+    places = {'stem': {'forward': 75.0, 'backward': 25.0}, 'head': {'forward': 100.0}}
+    row = {
+        'topology': 'v5e:2x2',
+        'batch_size': 32,
+        'device': 'chip',
+        'bytes': {'peak': 2**30, 'available': 2**34},
+        'cycles_per_image': 200.0,
+    }
+    storage.write_json(
+        str(tmp_path / 'plan.json'), row | {'bound': {'by': 'memory'}, 'remat_policy': None, 'advice': 'a', 'places': places}
+    )
+    page.leave(str(tmp_path), result('plan'), {'model': 'm', 'dataset': 'd'})
+    shown = (tmp_path / 'report.html').read_text()
+    assert Headings(shown).found == ['m, d', 'Results', 'Plan', 'Config', 'Environment']
+    assert '<td>stem</td><td>75</td><td>25</td><td>50.0%</td>' in shown
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """What a run says while it runs: lines, log.txt, seconds to the first step, images a second."""
 
+import errno
 import io
 import itertools
+import os
 import re
 import sys
 import time
@@ -76,3 +78,43 @@ def test_images_per_second_are_of_the_steps_since_the_restart(tick):
 
 def test_clock():
     assert [clock(s) for s in (5, 125, 3723)] == ['0:05', '2:05', '1:02:03']
+
+
+class Full(io.RawIOBase):
+    """A file on a disk that is full."""
+
+    name = 'log.txt'
+
+    def write(self, _):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize('place', ['full', 'folder'])
+def test_a_log_that_cannot_be_written_hides_no_error_and_ends_no_run(tmp_path, monkeypatch, capsys, place):
+    """log.txt on a full disk, and where a folder has its name."""
+    if place == 'folder':
+        (tmp_path / 'log.txt').mkdir()
+    else:
+        monkeypatch.setattr('builtins.open', lambda *_, **__: Full())
+    with pytest.raises(ValueError, match='batch 7 is bad'), Progress(str(tmp_path), 10) as progress:
+        progress.say('first')
+        raise ValueError('batch 7 is bad')
+    warning = [line for line in capsys.readouterr().err.splitlines() if 'log.txt cannot be written' in line]
+    assert len(warning) == 1 and warning[0].startswith('Warning: ') and warning[0].endswith('The run goes on without it.')
+
+
+class Gone(Terminal):
+    """A terminal whose window was closed."""
+
+    def write(self, _):
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize('stderr', [None, Gone()], ids=['closed', 'broken'])
+def test_a_run_goes_on_without_stderr(tmp_path, monkeypatch, capsys, stderr):
+    monkeypatch.setattr(sys, 'stderr', stderr)
+    with Progress(str(tmp_path), 10) as progress:
+        progress.say('first')
+        progress.show(5, loss=1.0)
+    assert len((tmp_path / 'log.txt').read_text().splitlines()) == 2
+    assert capsys.readouterr().out == ''  # nothing lands in what a user pipes on

@@ -68,3 +68,10 @@ def test_train_and_evaluate_say_nothing_but_their_own(tmp_path):
         finished = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
         assert finished.returncode == 0, finished.stderr
         assert [line for line in finished.stderr.splitlines() if not re.match(expected, line)] == []
+
+
+def test_a_closed_stderr_is_no_error():
+    """As a library: `python script.py 2>&-`."""
+    code = 'from efficientnet_jax.runs import library_logs as l\nwith l.without_lines("x"): pass\nprint("done")'
+    finished = subprocess.run(['sh', '-c', 'exec "$0" -c "$1" 2>&-', sys.executable, code], cwd=ROOT, capture_output=True, text=True)
+    assert (finished.returncode, finished.stdout) == (0, 'done\n')

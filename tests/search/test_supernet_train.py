@@ -1,6 +1,5 @@
 """A supernet on digits with the normal trainer: goes on where it was killed, scores candidates as their own networks would."""
 
-import os
 import shutil
 
 import jax
@@ -10,7 +9,7 @@ import pytest
 
 from efficientnet_jax import models
 from efficientnet_jax.evaluation.inference import eval_step
-from efficientnet_jax.runs import storage
+from efficientnet_jax.runs import record, storage
 from efficientnet_jax.search import supernet_train
 from efficientnet_jax.search.masks import largest, smallest
 from efficientnet_jax.search.space import Space
@@ -40,7 +39,8 @@ def test_resume_and_scores(tmp_path, data_dir):
     # What a run leaves that was killed after the checkpoint of step 2 goes on to the same bits.
     shutil.copytree(tmp_path / 'whole', tmp_path / 'cut')
     shutil.rmtree(tmp_path / 'cut' / 'checkpoints' / '4')
-    os.remove(tmp_path / 'cut' / 'result.json')
+    with record.changing(str(tmp_path / 'cut')) as found:
+        found['starts'], found['results'] = [], {}
     again, _ = supernet_train.train_supernet(config, space, str(tmp_path / 'cut'))
     assert storage.read_json(str(tmp_path / 'cut' / 'result.json'))['examples'] == 2 * config.batch_size
     jax.tree.map(np.testing.assert_array_equal, whole, again)

@@ -38,10 +38,10 @@ def test_everything_that_can_be_off_is_off(tmp_path, data_dir):
     lines = [json.loads(line) for line in pathlib.Path(tmp_path, 'metrics.jsonl').read_text().splitlines()]
     assert [(line['step'], line['split']) for line in lines] == [(2, 'train'), (2, 'eval')]
     assert {'loss', 'top1', 'learning_rate', 'images_per_sec', 'input_wait'} <= set(lines[0])
-    assert {'config.json', 'curves.png', 'result.json', 'augmented.png', 'log.txt', 'report.html'} <= set(os.listdir(tmp_path))
+    assert {'run.json', 'config.json', 'curves.png', 'result.json', 'augmented.png', 'log.txt', 'report.html'} <= set(os.listdir(tmp_path))
     assert list(result['seconds_to_first_step']) == ['imports', 'data', 'init', 'compile']
     again = evaluate(config, str(tmp_path))
     assert again['metrics'] == result['metrics']
     assert {'confused.json', 'confusion.csv', 'confusion.png', 'samples.png'} <= set(os.listdir(tmp_path))
     assert json.loads(pathlib.Path(tmp_path, 'confused.json').read_text())['examples'] == 297
-    assert set(json.loads(pathlib.Path(tmp_path, 'results.json').read_text())) == {'train', 'evaluate'}
+    assert set(json.loads(pathlib.Path(tmp_path, 'run.json').read_text())['results']) == {'train', 'evaluate'}

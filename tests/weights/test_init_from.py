@@ -12,11 +12,12 @@ from efficientnet_jax import architectures, weights
 from efficientnet_jax.data.preprocess import LITE, Preprocess
 from efficientnet_jax.evaluation.evaluate import evaluate
 from efficientnet_jax.evaluation.predict import predict
+from efficientnet_jax.runs import record
 from efficientnet_jax.training import optim
 from efficientnet_jax.training.loop import train
 from efficientnet_jax.training.setup import training_of
 from efficientnet_jax.training.step import train_step
-from efficientnet_jax.weights.from_workdir import write_description
+from efficientnet_jax.weights import description
 from efficientnet_jax.weights.init_from import start
 from tests import tiny
 from tests.weights.test_formats import assert_same, flat, random_variables
@@ -63,7 +64,8 @@ def test_the_head_is_replaced_only_when_the_classes_differ(pretrained):
 
 
 def test_a_run_killed_before_its_first_checkpoint_still_begins_with_the_weights(pretrained, tmp_path):
-    write_description(str(tmp_path), TINY, 10, RECIPE)
+    with record.changing(str(tmp_path)) as found:
+        found['network'] = description.describe(TINY, 10, RECIPE)
     (tmp_path / 'checkpoints' / '6.orbax-checkpoint-tmp').mkdir(parents=True)
     assert start(config_of(pretrained), str(tmp_path), 10).variables is not None
     (tmp_path / 'checkpoints' / '6').mkdir()
@@ -150,8 +152,8 @@ def test_from_a_folder_of_photos_to_top_1(pretrained, photos, tmp_path, capsys):
     )
     result = train(config, workdir)
     assert result['metrics']['eval']['count'] == 3
-    with open(f'{workdir}/model.json') as f:
-        described = json.load(f)
+    with open(f'{workdir}/run.json') as f:
+        described = json.load(f)['network']
     assert described['class_names'] == ['blue', 'green', 'red'] and described['architecture']['padding'] == 'symmetric'
     config.init_from = None  # neither the weights nor the photos are needed any more
     config.dataset = 'folder:/gone'
