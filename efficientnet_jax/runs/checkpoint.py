@@ -49,6 +49,7 @@ class Checkpoints:
         self._folder = pathlib.Path(directory)
         self._keep_last, self._keep_best, self._read_only = max(1, keep_last), keep_best, read_only
         self._thread: threading.Thread | None = None
+        self._released = read_only
         self._saving = 0  # step of the background save
         self._error: Exception | None = None  # what ended it
         if not read_only:
@@ -63,8 +64,12 @@ class Checkpoints:
         directory is gone; complete checkpoints stay. Raises NotFiniteState, with nothing written, for a state with NaN or infinities.
         """
         self.wait()
-        if step not in self._steps(gone=f', so step {step} cannot be saved'):
+        new = step not in self._steps(gone=f', so step {step} cannot be saved')
+        if new:
             integrity.check_finite(state)
+        if top1 is not None:  # first: a checkpoint that is complete must not lack its score
+            self.score(step, top1)
+        if new:
             arrays = integrity.bit_sums(state)
             try:
                 args = ocp.args.Composite(**{checkpoint_reader.ITEM: ocp.args.StandardSave(state)})
@@ -74,13 +79,15 @@ class Checkpoints:
             self._saving, self._error = step, None
             self._thread = threading.Thread(target=self._complete, args=(step, arrays), name='checkpoint')
             self._thread.start()
-        if top1 is not None:
-            self.score(step, top1)
 
     def score(self, step: int, top1: float) -> None:
         """Records an evaluation of a saved step, or of the one that is being saved. Raises StorageError when it cannot be written."""
         self._scores[step] = float(top1)
         self._keep_scores({*self.steps(), step, self._saving})
+
+    def scored(self, step: int) -> bool:
+        """Whether an evaluation of a step is recorded, the same on all hosts."""
+        return step in self._scores
 
     def check(self) -> None:
         """Raises StorageError, with its step, when the background save has failed already; returns at once."""
@@ -102,8 +109,17 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            if not self._read_only:
-                self._writer.close()
+            self.release()
+
+    def release(self) -> None:
+        """Ends the background save of a process that is alone, and frees Orbax's threads, however the run ended. Safe after close."""
+        if self._released:
+            return
+        self._released = True
+        if jax.process_count() == 1:  # one of several must not wait for hosts that may be gone
+            if self._thread is not None:
+                self._thread.join()
+            self._writer.close()
 
     def steps(self) -> list[int]:
         """Steps of complete checkpoints, ascending."""
@@ -164,8 +180,10 @@ class Checkpoints:
                 return restore(step), step
             except Damaged as error:
                 self._pass_over(step, error)
+        if before is not None:  # the caller has later ones
+            return None, 0
         # Those of earlier starts count too: the error must not turn into a fresh run when the command is given again.
-        aside = [step for step in self._steps(UNREADABLE) if before is None or step < before]
+        aside = self._steps(UNREADABLE)
         if aside or steps:
             names = ', '.join(f'{step}{UNREADABLE}' for step in reversed(aside)) or ', '.join(map(str, steps))
             raise StorageError(

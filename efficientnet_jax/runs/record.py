@@ -24,6 +24,7 @@ from efficientnet_jax.errors import StorageError, UserError
 from efficientnet_jax.runs import recipe, storage, terminal
 
 FILE = 'run.json'
+NETWORK_VIEW, EXAMPLES = 'model.json', 'train_examples'
 VERSION = 1
 Record = dict[str, Any]
 EMPTY: Record = {
@@ -156,9 +157,9 @@ def _is_result(found: Any) -> bool:
 
 
 def _rebuilt(workdir: str, problems: list[str]) -> Record:
-    """What config.json, result.json and the model.json of earlier versions hold of the record."""
+    """What the views hold of the record: config.json, model.json and result.json."""
     views: dict[str, Any] = {}
-    for name in ('config.json', 'model.json', 'result.json'):
+    for name in ('config.json', NETWORK_VIEW, 'result.json'):
         try:
             views[name] = storage.read_json(os.path.join(workdir, name))
         except FileNotFoundError:
@@ -170,7 +171,9 @@ def _rebuilt(workdir: str, problems: list[str]) -> Record:
             problems.append(f'{os.path.join(workdir, name)} is damaged (it holds no object).')
             del views[name]
     found = {name: value.copy() if isinstance(value, list | dict) else value for name, value in EMPTY.items()}
-    found |= {'config': views.get('config.json'), 'network': views.get('model.json')}
+    network = views.get(NETWORK_VIEW)
+    examples = None if network is None else network.pop(EXAMPLES, None)
+    found |= {'config': views.get('config.json'), 'network': network, EXAMPLES: examples}
     last = views.get('result.json')
     if _is_result(last):
         found['results'] = {last['mode']: last}

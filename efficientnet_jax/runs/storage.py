@@ -141,19 +141,6 @@ def sync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
-def sync_tree(folder: str) -> None:
-    """Returns when a folder and all in it are on the disk, whatever wrote them, and its name in the folder above."""
-    for inside, _, names in os.walk(folder):
-        for name in names:
-            descriptor = os.open(os.path.join(inside, name), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        sync_folder(inside)
-    sync_folder(os.path.dirname(folder))
-
-
 def append(file: io.FileIO, line: str) -> None:
     """Writes a line to the end of an unbuffered file that is open for it. Raises StorageError with the file's name."""
     rest = memoryview(line.encode(errors='backslashreplace'))

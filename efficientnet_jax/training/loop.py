@@ -89,6 +89,7 @@ def train(config, workdir: str, build=training_of, evaluate=state_scorer, began:
         stop = held.enter_context(contextlib.closing(hosts.StopNotice()))
         progress = held.enter_context(Progress(workdir, total))
         checkpoints = Checkpoints(os.path.join(os.path.abspath(workdir), 'checkpoints'), config.keep_last, config.keep_best)
+        held.callback(checkpoints.release)
         state, first_step = checkpoints.restore_latest(setup.abstract_state())
         if state is None or not claim.described:
             claim.describe(description.describe(setup.module.architecture, source.num_classes, setup.preprocess, source.class_names))
@@ -117,13 +118,16 @@ def steps(run: Run, state: TrainState, step: int) -> tuple[TrainState, Scores]:
     schedule, total = run.setup.schedule, run.setup.schedule.total_steps
     run.stream.start(step + int(state.skipped))
     back_to = scores = None
-    late = step > 0 and schedule.at(step).evaluate and not run.log.evaluated  # it was stopped before its evaluation, or in it
-    while step < total or late:
+    # A stop saves before the evaluation of its step, which is owed then; that of the last step is made again where no result was written.
+    owed = step > 0 and schedule.at(step).evaluate and (step == total or not run.checkpoints.scored(step))
+    if owed:
+        run.log.drop_scores(step)
+    while step < total or owed:
         stopping = False
-        if not late:
+        if not owed:
             state, step = one_update(run, state, step), step + 1
             stopping = run.stop.asked()
-        due, late = schedule.at(step), False
+        due, owed = schedule.at(step), False
         if (due.log or stopping) and (bad := run.log.first_bad(step)):
             state, step = go_back(run, state, *bad, back_to)
             back_to = step
@@ -149,8 +153,6 @@ def steps(run: Run, state: TrainState, step: int) -> tuple[TrainState, Scores]:
             run.claim.progress(step, run.images(step))
         if stopping:
             raise stopped(run, step)
-    if scores is None:  # everything was trained and evaluated before, but the run ended before its result was written
-        scores = run.score(state)
     return state, scores
 
 

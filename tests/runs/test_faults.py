@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks.chaos import WALL_CLOCK, chaos, differences, joined
 from efficientnet_jax.data import pipeline
@@ -55,21 +54,7 @@ def rows(workdir):
 
 
 @pytest.fixture(scope='module', autouse=True)
-def compiled_once(tmp_path_factory):
-    """The runs of this file share their compiled programs, as runs of main.py do."""
-    knobs = {'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')), 'jax_persistent_cache_min_compile_time_secs': 0.1}
-    before = {name: getattr(jax.config, name) for name in knobs}
-    compilation_cache.reset_cache()
-    for name, value in knobs.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_device():
+def one_device(compiled_once):
     """One of the eight devices is enough here and compiles in a third of the time; test_mesh.py has the others."""
     on_one = functools.partial(inference.inference_of, devices=jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
