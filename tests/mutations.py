@@ -77,7 +77,7 @@ FAULTS = (
     Fault('flip always', 'data/crops.py', '< augment.flip', '< 1.0', (PIPELINE,)),
     Fault('crop and flip from one draw', 'data/crops.py', '_stream(seed, 1)', 'tf.zeros_like(seed)', (PIPELINE,)),
     Fault('hosts take the same examples', 'data/order.py', 'step * batch_size + process_index * local', 'step * batch_size', (ORDER,)),
-    Fault('skipped batches are not skipped', 'training/loop.py', 'run.stream.start(step + int(state.skipped))\n            back_to', 'run.stream.start(step)\n            back_to', (FAULTS_TEST,)),
+    Fault('skipped batches are not skipped', 'training/loop.py', 'run.stream.start(step + int(state.skipped))\n    return', 'run.stream.start(step)\n    return', (FAULTS_TEST,)),
     Fault('evaluation without a save', 'training/schedule.py', 'save |= evaluate', 'save |= last', (SCHEDULE,)),
     Fault('no evaluation at the end', 'training/schedule.py', 'evaluate = last or since == 0', 'evaluate = since == 0', (SCHEDULE,)),
     Fault('metrics of the updates before a stop lost', 'training/loop.py', 'if due.log or stopping:', 'if due.log:', (FAULTS_TEST,)),

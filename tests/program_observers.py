@@ -39,7 +39,7 @@ def compiled_costs(config, folder):
     with (
         mock.patch.object(aot, 'estimated_cycles', fake), mock.patch.object(aot, 'slice_devices'),
         mock.patch.object(aot, 'libtpu_version', lambda: ''), mock.patch.object(costs.jaxpr_count, 'xla_flops', lambda *_, **__: 5.0),
-        mock.patch.object(costs.record, 'write_text'), contextlib.redirect_stderr(io.StringIO()) as said,
+        mock.patch.object(costs.storage, 'write_text'), contextlib.redirect_stderr(io.StringIO()) as said,
     ):  # fmt: skip
         studies.check(config)
         cost = costs.Costs(config, str(folder), CLASSES)
@@ -93,7 +93,7 @@ def plan(config, folder):
     with contextlib.ExitStack() as patches:
         for owner, name, value in (
             (aot, 'slice_devices', lambda *_: jax.devices()[:DEVICES]), (aot, 'lower_train', lambda setup, batch: (setup, batch)),
-            (aot, 'cost', cost), (planner, 'draw', None), (planner.page, 'write', lambda _: None), (planner, 'table', lambda _: ''),
+            (aot, 'cost', cost), (planner, 'draw', None), (planner.page, 'leave', lambda *_: None), (planner, 'table', lambda _: ''),
             (planner, 'advice', lambda *_: ''), (planner.importlib.metadata, 'version', lambda _: ''),
         ):  # fmt: skip
             patches.enter_context(mock.patch.object(owner, name, value or (lambda *_: None)))

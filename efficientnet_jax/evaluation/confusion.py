@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from typing import Any
 
@@ -56,8 +57,9 @@ def write(workdir: str, found: dict[str, Any], examples: dict[str, np.ndarray], 
     storage.write_json(os.path.join(workdir, 'confused.json'), {name: value for name, value in found.items() if name != 'matrix'})
     title = f'{found["split"]}, {found["examples"]} images, {found["weights"]} at step {found["step"]}'
     if matrix is not None:
-        with open(os.path.join(workdir, 'confusion.csv'), 'w', newline='') as f:
-            csv.writer(f).writerows([['is \\ taken for', *names], *[[name, *row] for name, row in zip(names, matrix, strict=True)]])
+        text = io.StringIO()
+        csv.writer(text).writerows([['is \\ taken for', *names], *[[name, *row] for name, row in zip(names, matrix, strict=True)]])
+        storage.write_text(os.path.join(workdir, 'confusion.csv'), text.getvalue())
         pictures.draw_confusion(np.array(matrix), names, os.path.join(workdir, 'confusion.png'), title)
     rows = []
     for heading, chosen in chosen_samples(examples).items():

@@ -69,8 +69,8 @@ def state_scorer(setup: Training, source: sources.Source, config) -> Callable[..
 
 
 def train(config, workdir: str, build=training_of, evaluate=state_scorer, began: float | None = None) -> dict:
-    """Trains, evaluates on schedule and leaves run.json (runs/record.py), config.json, metrics.jsonl, log.txt, tensorboard/, augmented.png, checkpoints/,
-    curves.png, result.json and report.html.
+    """Trains, evaluates on schedule and leaves metrics.jsonl, log.txt, tensorboard/, augmented.png, checkpoints/, curves.png, report.html and
+    the record (runs/record.py): run.json with its views config.json and result.json.
 
     build and evaluate replace what makes the objects of the run and what scores a state, with the same arguments
     (search/supernet_train.py). began: time.monotonic() when the process began, for the seconds to the first step; None: now.

@@ -10,7 +10,7 @@ import pytest
 
 from efficientnet_jax.evaluation.evaluate import evaluate
 from efficientnet_jax.reporting import page
-from efficientnet_jax.runs import record, workdir
+from efficientnet_jax.runs import record, storage, workdir
 from efficientnet_jax.training.loop import train
 from tests import tiny
 
@@ -107,7 +107,7 @@ def test_a_damaged_file_is_named_and_all_else_is_shown(tmp_path):
     shown = (tmp_path / 'report.html').read_text()
     assert Headings(shown).found == ['m, d', 'Results', 'Config', 'Environment'] and '50.00%' in shown
     for text in (
-        f'{tmp_path}/confused.json cannot be shown (KeyError',
+        f'{tmp_path}/confused.json cannot be shown (TypeError',
         f'{tmp_path}/plan.json is cut off or damaged',
         'curves.png',
         f'{tmp_path}/metrics.jsonl line 1 is damaged',

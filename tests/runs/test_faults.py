@@ -18,9 +18,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks.chaos import WALL_CLOCK, chaos, differences, joined
 from efficientnet_jax.data import pipeline
-from efficientnet_jax.errors import NotFinite
+from efficientnet_jax.errors import NotFinite, UserError
 from efficientnet_jax.evaluation import inference, restore
-from efficientnet_jax.runs import hosts, storage
+from efficientnet_jax.runs import hosts, record, storage
 from efficientnet_jax.runs import workdir as workdirs
 from efficientnet_jax.runs.checkpoint import Checkpoints
 from efficientnet_jax.runs.integrity import bit_sums as state_bits
@@ -111,6 +111,8 @@ def test_stopped_and_started_again_ends_with_the_same_bits(whole, tmp_path, monk
     result = train(tmp_path)
     assert differences(str(whole), str(tmp_path)) == []
     assert result['metrics'] == json.loads((whole / 'result.json').read_text())['metrics']
+    assert result['examples'] == 12 * 32 and len(record.read(str(tmp_path))['starts']) == len(stops) + 1
+    assert result['seconds'] > sum(start['seconds'] for start in record.read(str(tmp_path))['starts'][:-1])
 
 
 def test_goes_on_with_fewer_devices(whole, tmp_path, monkeypatch):
@@ -133,6 +135,47 @@ def test_a_finished_run_started_again_does_nothing(whole, capfd):
     result = train(whole)
     assert result == json.loads((whole / 'result.json').read_text()) and rows(whole) == before
     assert 'Finished already' in capfd.readouterr().err
+
+
+def test_a_run_killed_before_its_record_was_complete_finishes_it(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / 'w')
+    (tmp_path / 'w' / 'report.html').unlink()
+    with record.changing(str(tmp_path / 'w')) as found:
+        before = found['results'].pop('train')
+    result = train(tmp_path / 'w')
+    assert (tmp_path / 'w' / 'report.html').exists() and record.read(str(tmp_path / 'w'))['results'] == {'train': result}
+    assert (result['metrics'], result['examples']) == (before['metrics'], before['examples'])  # nothing is trained again
+
+
+@pytest.mark.parametrize('content', ['', '{"version": 1,'], ids=['empty', 'cut'])
+def test_a_damaged_record_is_made_again_by_the_same_command(whole, tmp_path, content, capfd):
+    shutil.copytree(whole, tmp_path / 'w')
+    (tmp_path / 'w' / 'run.json').write_text(content)
+    result = train(tmp_path / 'w')
+    assert f'{tmp_path}/w/run.json is cut off or damaged' in capfd.readouterr().err
+    before, after = (record.read(str(path)) for path in (whole, tmp_path / 'w'))
+    assert [after[name] for name in ('config', 'network', 'train_examples')] == [
+        before[name] for name in ('config', 'network', 'train_examples')
+    ]
+    assert result['metrics'] == before['results']['train']['metrics'] and result['examples'] == 12 * 32
+
+
+@pytest.mark.parametrize(
+    'changed, message',
+    [
+        ({'network': ['1', '0', *'23456789']}, r"class 0 is '1' there, '0' here"),
+        ({'train_examples': 1499}, '1499 training images there, 1500 here'),
+    ],
+)
+def test_other_data_is_refused_before_anything_is_compiled(whole, tmp_path, monkeypatch, changed, message):
+    shutil.copytree(whole, tmp_path / 'w')
+    with record.changing(str(tmp_path / 'w')) as found:
+        if 'network' in changed:
+            changed = {'network': found['network'] | {'class_names': changed['network']}}
+        found |= changed
+    monkeypatch.setattr(Checkpoints, 'restore_latest', lambda *_: pytest.fail('the state was compiled'))
+    with pytest.raises(UserError, match=message):
+        train(tmp_path / 'w')
 
 
 def test_lines_of_steps_that_were_lost_are_written_again_once(whole, tmp_path):
