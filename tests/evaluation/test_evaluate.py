@@ -111,7 +111,7 @@ def test_what_is_left_and_what_is_said(tmp_path, data_dir, capsys, monkeypatch):
 
 
 def test_a_warning_names_each_knob_that_matters(tmp_path, capsys):
-    there = {'model': 'efficientnet_b0', 'resolution': 224, 'stages': None, 'optimizer': 'sgd', 'seed': 0}
+    there = {'model': 'efficientnet_b0', 'dataset': 'digits', 'resolution': 224, 'stages': None, 'optimizer': 'sgd', 'seed': 0}
     storage.write_json(str(tmp_path / 'config.json'), there)
     here = dict.fromkeys(recipe.NETWORK_KNOBS) | there | {'model': 'efficientnet_b1', 'resolution': 240, 'seed': 1}
     warn_of_differences(str(tmp_path), here)
