@@ -74,10 +74,11 @@ def main():
         for pixels in (False, True):
             found = export(options.weights, folder, pixels)
             for name, figures in found['artefacts'].items():
+                clear = 'none' if figures['same_clear_top1'] is None else f'{figures["same_clear_top1"]:.1%}'
                 rows.append(
                     f'| {name} | {"pixels, probabilities" if pixels else "normalised, logits"} | {figures["bytes"] / 1e6:.1f} | '
                     f'{figures["max_difference"]:.1e} | {figures["mean_difference"]:.1e} | {figures["same_top1"]:.1%} | '
-                    f'{figures["same_clear_top1"]:.1%} of {figures["clear"]} | {figures["seconds"]:.0f} |'
+                    f'{clear} of {figures["clear"]} | {figures["seconds"]:.0f} |'
                 )
     text = (
         f'# Exported files against the live network\n\n`python benchmarks/export_compare.py {os.path.basename(options.weights)}`, '

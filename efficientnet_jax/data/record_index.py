@@ -145,7 +145,7 @@ def _cache_dir():
 def _load(path, records):
     """Returns (offsets, lengths), int64 [records], of a file that _save wrote; None where it is missing or anything is wrong with it."""
     try:
-        with np.load(path, allow_pickle=False) as f:
+        with open(path, 'rb') as file, np.load(file, allow_pickle=False) as f:  # np.load leaves a file open that is no zip
             offsets, lengths = f['offsets'], f['lengths']
     except Exception:  # zipfile, NumPy and the disk have many ways to say that it is damaged; it is made again
         return None

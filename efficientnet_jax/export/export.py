@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -73,6 +74,7 @@ def export(config, workdir: str) -> dict:
     served = Served(models.build(module.architecture, module.num_classes), preprocess, config.export.pixels)
     images = some_images(config, config.eval_split, preprocess, config.export.check_images)
     directory = os.path.join(workdir, 'export')
+    remove_older(directory)
     os.makedirs(directory, exist_ok=True)
     write_description(directory, module.architecture, module.num_classes, preprocess, class_names)
     live = in_batches(jax.jit(functools.partial(served.forward, variables)), served.take(images))
@@ -85,7 +87,7 @@ def export(config, workdir: str) -> dict:
         artefacts[format] = {'path': path, 'bytes': size(path), 'seconds': round(time.monotonic() - began, 2), **notes, **figures}
         print(
             f'{path}: {size(path) / 1e6:.1f} MB, largest difference {figures["max_difference"]:.2g}, same top-1 {figures["same_top1"]:.1%}, '
-            f'{figures["same_clear_top1"]:.1%} of the {figures["clear"]} clear images'
+            + (f'{figures["same_clear_top1"]:.1%} of the {figures["clear"]} clear images' if figures['clear'] else 'no image is clear')
         )
 
     result = record.result('export', as_dict(config), step, {}, len(images), time.monotonic() - started)
@@ -110,6 +112,19 @@ def check(config) -> None:
         raise UserError('mode=export runs on one machine; start it with --processes=1 on the one that has the workdir.')
 
 
+FILES = ('model.json', 'report.json', 'model.stablehlo', 'saved_model', 'model.tflite', 'model_int8.tflite')
+
+
+def remove_older(directory: str) -> None:
+    """Removes what an earlier export left there: its files may be of other weights or take another input, and a report names none of them."""
+    for name in FILES:
+        path = os.path.join(directory, name)
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        elif os.path.lexists(path):
+            os.remove(path)
+
+
 def checked_on(config) -> str:
     """Where the images come from on which the files are compared, for the report."""
     return config.export.images or f'{config.dataset} {config.eval_split}'
@@ -125,6 +140,19 @@ def some_images(config, split: str, preprocess, count: int) -> np.ndarray:
         indices = spread(range(len(source)), count)
         encoded = [(source.describe(i), image) for i, image in zip(indices, source.read(indices)[0], strict=True)]
     return np.stack([preprocess.to_uint8(image, name, config.max_pixels) for name, image in encoded])
+
+
+def calibration_images(config, preprocess) -> tuple[np.ndarray, int]:
+    """(uint8 [n, R, R, 3] for the ranges of int8, how many of them the check sees too): none where there are enough others."""
+    knobs = config.export
+    if knobs.images is None:
+        images = some_images(config, config.train_split, preprocess, knobs.calibration_images)
+        return images, min(len(images), knobs.check_images) if config.train_split == config.eval_split else 0
+    paths = find([knobs.images])
+    checked = spread(paths, knobs.check_images)
+    others = [path for path in paths if path not in set(checked)]
+    chosen = spread(others or paths, knobs.calibration_images)
+    return np.stack([preprocess.to_uint8(read(path), path) for path in chosen]), 0 if others else len(set(chosen) & set(checked))
 
 
 def spread(items, count: int) -> list:
@@ -145,8 +173,11 @@ def write(format: str, config, directory: str, served: Served, variables) -> tup
         return write_savedmodel(os.path.join(directory, 'saved_model'), served, variables)
     if format == 'tflite':
         return write_tflite(os.path.join(directory, 'model.tflite'), served, variables)
-    images = some_images(config, config.train_split, served.preprocess, config.export.calibration_images)
-    return write_tflite(os.path.join(directory, 'model_int8.tflite'), served, variables, calibration(served, images))
+    images, shared = calibration_images(config, served.preprocess)
+    if shared:
+        print(f'int8 is calibrated on {shared} of the images that it is checked on: there are no others. Give export.images more.')
+    path, run, notes = write_tflite(os.path.join(directory, 'model_int8.tflite'), served, variables, calibration(served, images))
+    return path, run, notes | {'calibrated_on': len(images), 'calibrated_on_checked': shared}
 
 
 def write_stablehlo(path: str, served: Served, variables):
@@ -189,18 +220,20 @@ def compare(live: np.ndarray, other: np.ndarray, knobs, probabilities: bool, qua
     differences = np.abs(other - live) / scale
     same = live.argmax(-1) == other.argmax(-1)
     clear = lead(live if probabilities else np.asarray(jax.nn.softmax(live))) >= CLEAR
-    clear = clear if clear.sum() >= FEW_CLEAR else np.ones_like(clear)
+    judged = clear if clear.sum() >= FEW_CLEAR else np.ones_like(clear)
     figures = {
         'max_difference': float(differences.max()),
         'mean_difference': float(differences.mean()),
         'same_top1': float(np.mean(same)),
-        'same_clear_top1': float(np.mean(same[clear])),
+        'same_clear_top1': float(np.mean(same[clear])) if clear.any() else None,
         'clear': int(clear.sum()),
+        'judged': int(judged.sum()),
+        'same_judged_top1': float(np.mean(same[judged])),
     }
     # `not within` rather than `beyond`: NaN is beyond.
-    if quantised and not figures['same_clear_top1'] >= knobs.int8_same_top1:
+    if quantised and not figures['same_judged_top1'] >= knobs.int8_same_top1:
         beyond = [
-            f'same top-1 for {figures["same_clear_top1"]:.1%} of {figures["clear"]} clear images, export.int8_same_top1={knobs.int8_same_top1} asked for'
+            f'same top-1 for {figures["same_judged_top1"]:.1%} of {figures["judged"]} {"clear images" if judged is clear else "images, too few of them clear"}, export.int8_same_top1={knobs.int8_same_top1} asked for'
         ]
     elif not quantised and not figures['max_difference'] <= knobs.tolerance:
         beyond = [f'largest difference {figures["max_difference"]:.3g} beyond export.tolerance={knobs.tolerance}']

@@ -75,7 +75,8 @@ def check_is_journal(path: str) -> None:
     record = _record(line)
     if record is None:
         raise UserError(
-            f'storage=journal:{path} is no journal of a study: it begins with {line[:40]!r}. It was left as it is; choose another path.'
+            f'storage=journal:{path} is no journal of a study, or damaged in line 1: it begins with {line[:40]!r}. It was left as it '
+            'is: put back a copy, or choose another path.'
         )
     if record['op_code'] != 0:
         raise UserError(

@@ -212,7 +212,7 @@ class Checkpoints:
 
     def _failed(self, step: int, error: Exception) -> StorageError:
         if jax.process_index() == 0:
-            for path in self._folder.glob(f'{step}{PARTIAL}*'):  # it takes up space
+            for path in self._folder.glob(f'{step}{PARTIAL}*'):  # takes up space; what threads still write there goes at the next start
                 shutil.rmtree(path, ignore_errors=True)
         kept = ', '.join(map(str, self._list())) if self._folder.is_dir() else ''
         return StorageError(

@@ -22,6 +22,8 @@ from efficientnet_jax.tpu import aot
 def finalists(config, workdir: str, found: Setting, best: list[dict[str, Any]] | None) -> dict[str, Any]:
     """Trains `best` (records; on process 0) with search.seeds seeds each; table, rank correlation with the proxy, and the winner's config."""
     seeds = range(config.seed, config.seed + config.search.seeds)
+    if best == []:
+        raise UserError('search.action=finalists has no candidate: none was trained to its end; --config.search.action=status tells why.')
     plan = best and {f'{one["hash"]}_s{seed}': _run(found, 'full', one['candidate'], seed) for one in best for seed in seeds}
     results = _train_all(config, workdir, found, '_finalists', plan, None)
 

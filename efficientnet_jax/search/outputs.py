@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import textwrap
 from typing import Any
 
@@ -41,7 +42,7 @@ def write(folder: str, config, found: Setting, records: list[Record]) -> dict[st
     )
     facts = {'arms': {arm: _arm(records, arm) for arm in dict.fromkeys(one['arm'] for one in records)}, 'front': len(front)}
     if best:
-        write_winner(folder, config, found, best[0], f'of {len(records)} slots', scored_on(config))
+        write_winner(folder, config, found, best[0], f'of {slots(len(records))}', scored_on(config))
         facts['winner'] = {name: best[0][name] for name in FRONT}
         for suffix in ('png', 'svg'):
             plots.draw(records, front, found.objective, scored_on(config), f'{folder}/search.{suffix}')
@@ -80,6 +81,11 @@ def _arm(records: list[Record], arm: str) -> dict[str, Any]:
     }
 
 
+def slots(count: int) -> str:
+    """'1 slot', '2 slots'."""
+    return f'{count} slot' if count == 1 else f'{count} slots'
+
+
 def write_winner(folder: str, config, found: Setting, one: Record, how: str, where: str) -> None:
     """An ordinary config, which main.py trains and --mode=study scales. how: it was found; where: its accuracy comes from."""
     from configs import default
@@ -88,9 +94,10 @@ def write_winner(folder: str, config, found: Setting, one: Record, how: str, whe
     here['stages'] = found.space.rows(one['candidate'])
     differ = {k: v for k, v in here.items() if v != plain.get(k) and (k == 'stages' or k.split('.')[0] not in RUNTIME_KNOBS or k in _KEPT)}
     differ = {k: tuple(v) if isinstance(v, list) else v for k, v in differ.items()}
-    knobs = config.search
+    knobs, path = config.search, shlex.quote(f'--config={folder}/winner.py')
+    arms = f'{knobs.strategy} and random, {slots(knobs.trials)} each' if knobs.strategy != 'random' else f'random, {slots(knobs.trials)}'
     card = (
-        f'Best {how} of a search in space {knobs.space}: {knobs.strategy} and random, {knobs.trials} slots each, seed {config.seed}; '
+        f'Best {how} of a search in space {knobs.space}: {arms}, seed {config.seed}; '
         f'found by {one["arm"]}. Candidate {one["hash"]}: {knobs.cost} {one["cost"]:.6g}, accuracy {one["accuracy"]:.2%} {where}, '
         f'reward {one["reward"]:.4f} ({knobs.reward}, target {knobs.target:.6g}, w {knobs.w:g}).'
     )
@@ -99,8 +106,8 @@ def write_winner(folder: str, config, found: Setting, one: Record, how: str, whe
         [
             *textwrap.wrap(f'"""{card}', 130),
             '',
-            f'    python main.py --config={folder}/winner.py --workdir=runs/winner',
-            f'    python main.py --config={folder}/winner.py --mode=study --config.study.kind=plan --workdir=runs/scaled',
+            f'    python main.py {path} --workdir=runs/winner',
+            f'    python main.py {path} --mode=study --config.study.kind=plan --workdir=runs/scaled',
             '"""',
             '',
             'from configs import default',

@@ -23,7 +23,7 @@ from efficientnet_jax.runs import hosts, record
 from efficientnet_jax.search import finalists as in_full
 from efficientnet_jax.search import outputs, proxy, strategies, supernet_train
 from efficientnet_jax.search.oracle import Oracle
-from efficientnet_jax.search.settings import Setting, check_target, on_process_0, open_queue, setting, space_of, supernet_config
+from efficientnet_jax.search.settings import Setting, check_target, journal_of, on_process_0, open_queue, setting, space_of, supernet_config
 from efficientnet_jax.search.space import Candidate
 from efficientnet_jax.search.trial_queue import Slots
 from efficientnet_jax.study.trained import work
@@ -66,12 +66,17 @@ def run(config, workdir: str, found: Setting) -> dict[str, Any]:
 
 
 def status(config, workdir: str, found: Setting) -> dict[str, Any]:
-    """Prints how far the search is and what is best so far, and writes its files as of now."""
+    """Prints how far the search is and what is best so far, and writes its files as of now. Makes no search where there is none."""
 
     def show():
+        path = journal_of(config, workdir)
+        if path is not None and not os.path.exists(path):
+            raise UserError(f'search.action=status: {path} is not there, so no search was started with this workdir and storage.')
         queue = open_queue(config, workdir, found)
         slots = slots_of(config, found, queue)
         print(outputs.status_text(config, queue.points(), slots.records()))
+        if not slots.records():
+            return {'arms': {}, 'front': 0}
         return outputs.write(os.path.join(workdir, 'search'), config, found, slots.records())
 
     return hosts.on_first(show)

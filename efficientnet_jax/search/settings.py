@@ -105,6 +105,17 @@ def on_process_0(make: Callable[[], Any]) -> Any:
     return made[0] if made else None
 
 
+def storage_of(config, workdir: str) -> str:
+    """search.storage, or the journal in the workdir."""
+    return config.search.storage or f'journal:{os.path.join(os.path.abspath(workdir), "search", "trials.journal")}'
+
+
+def journal_of(config, workdir: str) -> str | None:
+    """The path of the search's journal; None where it is kept in a database."""
+    kind, _, path = storage_of(config, workdir).partition(':')
+    return path if kind == 'journal' else None
+
+
 def open_queue(config, workdir: str, found: Setting, suffix: str = '') -> trials.Queue:
     """The queue of the search, or another one of it (finalists, ...). Raises what trials.open_study raises."""
     knobs = config.search
@@ -117,8 +128,7 @@ def open_queue(config, workdir: str, found: Setting, suffix: str = '') -> trials
         decides['device'] = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
     settings: dict[str, Any] = recipe.recipe_of(as_dict(config)) | {'search': decides}
     settings |= {'space': {'name': found.space.name, 'version': found.space.version}}
-    storage = knobs.storage or f'journal:{os.path.join(os.path.abspath(workdir), "search", "trials.journal")}'
-    queue = trials.open_study(storage, knobs.name + suffix, recipe.flatten(settings), lease_seconds=knobs.lease_seconds)
+    queue = trials.open_study(storage_of(config, workdir), knobs.name + suffix, recipe.flatten(settings), lease_seconds=knobs.lease_seconds)
     if knobs.retry:
         queue.retry()
     return queue

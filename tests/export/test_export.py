@@ -11,7 +11,7 @@ import pytest
 
 from efficientnet_jax import architectures, models, weights
 from efficientnet_jax.data.preprocess import LITE, Preprocess
-from efficientnet_jax.export.export import FORMATS, Differs, export, spread
+from efficientnet_jax.export.export import FORMATS, Differs, calibration_images, export, some_images, spread
 from efficientnet_jax.export.export import compare as compare_with
 from tests import tiny
 
@@ -91,7 +91,8 @@ def test_a_difference_ends_the_run_with_its_figures(config_of, tmp_path):
 def test_limits():
     knobs, live = tiny.get_config().export, np.eye(4, dtype=np.float32) * 8
     compare = functools.partial(compare_with, probabilities=False)
-    nothing = {'max_difference': 0, 'mean_difference': 0, 'same_top1': 1, 'same_clear_top1': 1, 'clear': 4, 'beyond': []}
+    nothing = {'max_difference': 0, 'mean_difference': 0, 'same_top1': 1, 'same_clear_top1': 1, 'clear': 4}
+    nothing |= {'judged': 4, 'same_judged_top1': 1, 'beyond': []}
     assert compare(live, live, knobs, quantised=False) == nothing
     off = live + np.float32([0, 0, 0, 0.8])
     assert compare(live, off, knobs, quantised=False)['max_difference'] == pytest.approx(0.1)
@@ -110,7 +111,27 @@ def test_int8_may_change_what_the_network_is_not_clear_about(probabilities):
     assert (figures['same_clear_top1'], figures['clear'], figures['beyond']) == (1, 20, [])
     assert figures['same_top1'] == pytest.approx(2 / 3)
     few = compare_with(live[:12], other[:12], knobs, probabilities, quantised=True)  # 8 clear ones: then all are looked at
-    assert (few['same_clear_top1'], few['clear'], len(few['beyond'])) == (pytest.approx(2 / 3), 12, 1)
+    assert (few['same_judged_top1'], few['judged'], len(few['beyond'])) == (pytest.approx(2 / 3), 12, 1)
+    assert (few['same_clear_top1'], few['clear']) == (1, 8) and 'of 12 images, too few of them clear' in few['beyond'][0]
+    none = compare_with(live[1::3], other[1::3], knobs, probabilities, quantised=True)
+    assert (none['same_clear_top1'], none['clear'], none['judged']) == (None, 0, 10)
+
+
+def test_an_export_removes_what_an_earlier_one_left(config_of, tmp_path):
+    older = tmp_path / 'export'
+    (older / 'saved_model').mkdir(parents=True)
+    for name in ('saved_model/saved_model.pb', 'model.tflite', 'model_int8.tflite', 'notes.txt'):
+        (older / name).write_text('old')
+    export(config_of(formats=('stablehlo',)), str(tmp_path))
+    assert sorted(path.name for path in older.iterdir()) == ['model.json', 'model.stablehlo', 'notes.txt', 'report.json']
+
+
+def test_int8_is_calibrated_on_other_images_than_it_is_checked_on(config_of):
+    images, shared = calibration_images(config_of(check_images=10, calibration_images=20), RECIPE)
+    checked = some_images(config_of(), 'validation', RECIPE, 10)
+    assert len(images) == 20 and shared == 0 and not {image.tobytes() for image in images} & {image.tobytes() for image in checked}
+    images, shared = calibration_images(config_of(check_images=40, calibration_images=20), RECIPE)
+    assert len(images) == shared == 20
 
 
 def test_images_are_spread_over_a_split():

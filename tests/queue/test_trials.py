@@ -222,7 +222,9 @@ ONE_LINE = {'text': 'a thesis in one line, without its end', 'json': '{"accuracy
 def test_a_file_that_is_no_journal_is_left_as_it_is(tmp_path, content):
     file = tmp_path / 'notes.json'
     file.write_text(content)
-    with pytest.raises(UserError, match=r'storage=journal:.*/notes.json is no journal of a study: it begins with .* left as it is'):
+    with pytest.raises(
+        UserError, match=r'storage=journal:.*/notes.json is no journal of a study, or damaged in line 1: it begins with .* left as it is'
+    ):
         open_queue(f'journal:{file}')
     with pytest.raises(UserError, match='is no journal'):  # where it took the place of a journal that is open
         journals.mend_last_line(str(file))

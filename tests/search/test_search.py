@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import random
+import shlex
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 
 from configs import search as configs
 from efficientnet_jax import counting
-from efficientnet_jax.errors import NotFinite
+from efficientnet_jax.errors import NotFinite, UserError
 from efficientnet_jax.evaluation.network import architecture_of
 from efficientnet_jax.queue import trials
 from efficientnet_jax.runs import hosts, storage
@@ -84,6 +85,29 @@ def test_a_search_leaves_its_files(strategy, tmp_path, capsys):
     assert {k: v for k, v in again['metrics'].items() if k != 'action'} == {k: v for k, v in result['metrics'].items() if k != 'action'}
     assert json.loads((tmp_path / 'result.json').read_text()) == result  # it only looks
     assert f'random: {COUNT} complete, 0 running, 0 waiting, 0 failed of {COUNT}' in capsys.readouterr().out
+
+
+def test_status_makes_no_search(tmp_path):
+    config = small()
+    config.search.action = 'status'
+    with pytest.raises(UserError, match=r'trials.journal is not there, so no search was started'):
+        search(config, str(tmp_path / 'mistyped'))
+    assert not (tmp_path / 'mistyped').exists()
+
+
+def test_finalists_of_a_search_that_trained_none(tmp_path):
+    with pytest.raises(UserError, match=r'search.action=finalists has no candidate'):
+        finalists.finalists(small(), str(tmp_path), None, [])
+
+
+def test_commands_of_the_winner_hold_together_in_a_shell(tmp_path):
+    config = small()
+    config.search.update(strategy='random', trials=1)
+    search(config, str(tmp_path / 'se tr'))
+    card = (tmp_path / 'se tr' / 'search' / 'winner.py').read_text()
+    (command, _) = [shlex.split(line) for line in card.splitlines() if 'python main.py' in line]
+    assert command[2] == f'--config={tmp_path}/se tr/search/winner.py'
+    assert 'space efficientnet: random, 1 slot, seed 0' in ' '.join(card.split())
 
 
 def test_the_winner_is_an_ordinary_config(tmp_path):
@@ -341,7 +365,7 @@ def test_a_worker_with_another_space_or_a_damaged_journal_leaves_the_study_as_it
     before = journal.read_bytes()
     broken = before.replace(b'op_code', b'op_c#de', 3)
     journal.write_bytes(broken)
-    with pytest.raises(ValueError, match=r'trials.journal is damaged in line 1 .*put back a copy'):
+    with pytest.raises(ValueError, match=r'trials.journal is no journal of a study, or damaged in line 1: .*put back a copy'):
         search(small(), str(tmp_path))
     assert journal.read_bytes() == broken
     journal.write_bytes(before)
