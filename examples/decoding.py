@@ -32,6 +32,7 @@ from efficientnet_jax.errors import UserError
 
 SMALL = 4 << 20  # pixels x scans; larger images never take the last slot, so that small ones do not wait for them
 CHECKED = 8  # children that wait for their turn or decode
+LARGE = 3  # of them with images that are not small; a further one is refused, so that small ones come to be checked
 LENGTH = struct.Struct('>Q')
 
 
@@ -89,6 +90,8 @@ class Decoder:
     def __init__(self, preprocess: Preprocess, limits: Limits, workers: int):
         self._preprocess, self._limits = preprocess, limits
         self._slots, self._checked = Slots(workers), asyncio.Semaphore(CHECKED)
+        self._large = 0
+        self._tasks: set[asyncio.Task] = set()  # asyncio itself holds none
         self._start()
 
     def _start(self) -> None:
@@ -111,8 +114,25 @@ class Decoder:
     async def __call__(self, encoded: bytes) -> np.ndarray:
         # Shielded: a client's deadline must not free a slot whose child still works; the child's own limits end it.
         task = asyncio.create_task(self._decode(encoded))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
         return await asyncio.shield(task)
+
+    def _forget(self, task: asyncio.Task) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, also where nobody waits for it any more
+
+    @contextlib.contextmanager
+    def _room(self, cost: int):
+        large = int(cost > SMALL)
+        if self._large + large > LARGE:
+            raise Refused(503, 'busy', 'Too many large images are waiting; try again, or send a smaller one.')
+        self._large += large
+        try:
+            yield
+        finally:
+            self._large -= large
 
     def _fork(self) -> socket.socket:
         ours, theirs = socket.socketpair()
@@ -132,10 +152,11 @@ class Decoder:
             try:
                 writer.write(LENGTH.pack(len(encoded)) + encoded)
                 cost = await _answer(reader)
-                async with self._slots.of(cost):
-                    writer.write(b'g')
-                    await _answer(reader)
-                    pixels = await reader.readexactly(side * side * 3)
+                with self._room(cost):
+                    async with self._slots.of(cost):
+                        writer.write(b'g')
+                        await _answer(reader)
+                        pixels = await reader.readexactly(side * side * 3)
             except (asyncio.IncompleteReadError, ConnectionError) as error:
                 raise Refused(
                     413, 'limits', f'The image takes more than {self._limits.memory_bytes >> 20} MiB, {self._limits.cpu_seconds} s of a '

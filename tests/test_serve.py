@@ -182,6 +182,23 @@ def test_a_child_beyond_a_limit_is_ended_by_the_kernel(limits):
     assert decoder_answers(limits, [many_scans(3400, 20)]) == [(413, 'limits')]
 
 
+def test_large_images_leave_room_for_small_ones():
+    """Nine at once that are large: all but LARGE are refused at once, and a small one goes by."""
+
+    async def run():
+        decoder = decoding.Decoder(RECIPE, decoding.Limits(), 2)
+        large = one_bit_png(3400)
+        tasks = [asyncio.create_task(decoder(large)) for _ in range(decoding.CHECKED + 1)]
+        small = await decoder(encoded())
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        decoder.close()
+        assert small.shape == (16, 16, 3) and not decoder._tasks and decoder._large == 0
+        return collections.Counter(getattr(answer, 'reason', 'decoded') for answer in answers)
+
+    answers = asyncio.run(run())
+    assert set(answers) == {'decoded', 'busy'} and answers['decoded'] >= decoding.LARGE
+
+
 def test_a_decoder_process_that_was_killed_is_started_again():
     async def run():
         decoder = decoding.Decoder(RECIPE, decoding.Limits(), 1)
