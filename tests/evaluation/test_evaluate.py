@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from efficientnet_jax.data import sources
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.evaluation import confusion
 from efficientnet_jax.evaluation.evaluate import evaluate
+from efficientnet_jax.evaluation.restore import restore
 from efficientnet_jax.evaluation.inference import inference_of
 from efficientnet_jax.evaluation.score import outputs_of
 from efficientnet_jax.runs import recipe, storage
@@ -135,3 +137,11 @@ def test_two_processes_count_every_example_once(tmp_path):
         counted.append(pathlib.Path(tmp_path / 'w', 'confusion.csv').read_text())
         assert json.loads((tmp_path / 'w' / 'confused.json').read_text())['examples'] == 297
     assert counted[0] == counted[1]  # of the same checkpoint, by one process and by two
+
+
+def test_checkpoints_of_an_unknown_network_are_named(tmp_path):
+    (tmp_path / 'checkpoints' / '6').mkdir(parents=True)
+    with pytest.raises(
+        UserError, match=r'has checkpoints, but its run\.json does not say of which network\. Bring run\.json or model\.json back'
+    ):
+        restore(tiny.get_config(), str(tmp_path))
