@@ -11,8 +11,8 @@ from efficientnet_jax.data import sources
 from efficientnet_jax.errors import UserError
 from efficientnet_jax.evaluation import confusion
 from efficientnet_jax.evaluation.evaluate import evaluate
-from efficientnet_jax.evaluation.restore import restore
 from efficientnet_jax.evaluation.inference import inference_of
+from efficientnet_jax.evaluation.restore import restore
 from efficientnet_jax.evaluation.score import outputs_of
 from efficientnet_jax.runs import recipe, storage
 from efficientnet_jax.runs.workdir import warn_of_differences
