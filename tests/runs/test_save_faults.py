@@ -37,7 +37,8 @@ def run(*command):
 def test_no_kill_leaves_less_than_the_last_complete_checkpoint(tmp_path):
     status, record = run('benchmarks/save_faults.py', f'--workdir={tmp_path}/w', '--schedules=12', '--pairs=2', '--traced=0')
     assert status == 0, record
-    assert record['one process']['ends']['SIGKILL'] >= 11 and record['two processes']['last step'] > 0
+    assert record['one process']['ends']['SIGKILL'] >= 10 and record['one process']['last step'] > 0
+    assert record['two processes']['ends']['SIGKILL'] >= 1
 
 
 def test_a_save_that_deletes_first_is_noticed(tmp_path):
