@@ -90,10 +90,10 @@ class Claim:
         return self._lock is None or self._own['network'] is not None
 
     def describe(self, network: dict[str, Any]) -> None:
-        """Records what the network is (plain JSON), before its first checkpoint; model.json is a view, from which a lost record is rebuilt."""
+        """Records what the network is (plain JSON), before its first checkpoint. model.json is a view, from which a record is rebuilt."""
         if self._lock is not None:
-            view = network | {record.EXAMPLES: self._own[record.EXAMPLES]}
-            storage.write_json(os.path.join(self.workdir, record.NETWORK_VIEW), view)
+            view = network | {'train_examples': self._own['train_examples']}
+            storage.write_json(os.path.join(self.workdir, 'model.json'), view)
         self._write(network=network)
 
     def finished(self) -> dict[str, Any] | None:
