@@ -187,11 +187,11 @@ def test_a_second_process_on_a_workdir_refuses_until_the_first_is_gone(tmp_path)
             with pytest.raises(
                 ValueError, match=rf'is in use by process {other.pid} on .*Wait for it, stop it, or choose another --workdir'
             ):
-                workdirs.claim(str(tmp_path), {'seed': 0})
+                workdirs.hold(str(tmp_path), {'seed': 0})
             assert not (tmp_path / 'config.json').exists()
         finally:
             other.kill()  # the lock goes with the process, however it ends
-    workdirs.claim(str(tmp_path), {'seed': 0}).close()
+    workdirs.hold(str(tmp_path), {'seed': 0}).close()
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path):
@@ -202,20 +202,20 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
 
 def test_a_read_only_workdir():
     with pytest.raises(OSError, match=r'workdir=/proc/run cannot be written .*; choose another --workdir'):
-        workdirs.claim('/proc/run', {})
+        workdirs.hold('/proc/run', {})
 
 
 def test_an_object_store_is_no_workdir():
     with pytest.raises(ValueError, match=r'workdir=gs://bucket/run must be a folder: .* Mount shared storage \(launch/README.md\)'):
-        workdirs.claim('gs://bucket/run', {})
+        workdirs.hold('gs://bucket/run', {})
 
 
 def test_a_workdir_of_another_config_is_refused_and_a_runtime_knob_is_not(whole):
     other = storage.read_json(str(whole / 'config.json'))
-    workdirs.claim(str(whole), other | {'log_every_steps': 7, 'max_corrupt': 3}).close()
+    workdirs.hold(str(whole), other | {'log_every_steps': 7, 'max_corrupt': 3}).close()
     with pytest.raises(ValueError, match=r'holds a run with another config: seed=0 there, 1 here\. Choose another --workdir or remove'):
-        workdirs.claim(str(whole), other | {'seed': 1})
-    workdirs.claim(str(whole), other).close()
+        workdirs.hold(str(whole), other | {'seed': 1})
+    workdirs.hold(str(whole), other).close()
 
 
 def test_a_workdir_that_vanishes_while_training(tmp_path, monkeypatch):
@@ -260,7 +260,7 @@ def test_nan_stops_with_the_step_and_the_last_good_checkpoint(tmp_path, poison):
     with pytest.raises(NotFinite, match=message):
         train(tmp_path)
     assert signal.getsignal(signal.SIGTERM) == before
-    workdirs.claim(str(tmp_path), storage.read_json(str(tmp_path / 'config.json'))).close()  # it is free again
+    workdirs.hold(str(tmp_path), storage.read_json(str(tmp_path / 'config.json'))).close()  # it is free again
 
 
 def test_nan_rolls_back_past_the_bad_batch(tmp_path, poison):
