@@ -105,6 +105,14 @@ def test_evaluation_takes_running_statistics_and_masks(update):
     assert sums['top1'] == np.sum(np.argmax(logits, 1)[:5] == batch['label'][:5])
 
 
+def test_evaluation_scores_the_weights_and_their_average(update):
+    setup, _, before, _, _ = update
+    weights = setup.weights_of(before)
+    assert weights.keys() == {'eval', 'eval_ema'} and weights['eval']['params'] is before.params
+    for given, average in zip(jax.tree.leaves(weights['eval_ema']), jax.tree.leaves(before.ema), strict=True):
+        np.testing.assert_array_equal(given, average)
+
+
 def test_the_network_is_told_its_options():
     options = {
         'batch_norm_group': 4, 'remat': 'blocks', 'classifier_init_scale': 0.0, 'freeze_batch_norm': True, 'init_from': 'x', 'dtype': 'bfloat16',
