@@ -154,13 +154,16 @@ def test_the_stream_is_the_configs(data_dir):
             np.testing.assert_array_equal(batch['image'], expected['image'])
             np.testing.assert_array_equal(batch['label'], expected['label'])
         stream.start(0)
-        first = np.asarray(stream.next()['image'])
+        batch = stream.next()
+        first, labels = np.asarray(batch['image']), np.asarray(batch['label'])
     for changed in ({'seed': 6}, {'interpolation': 'bicubic'}):
         other = config(data_dir=data_dir, **({'interpolation': 'bilinear'} | changed))
         other.augment.update(crop='pad', pad=2, flip=0.5)
         with contextlib.closing(Stream(other, ONE(other, CLASSES, len(source)), source)) as stream:
             stream.start(0)
-            assert (np.asarray(stream.next()['image']) != first).any(), changed
+            batch = stream.next()
+            assert (np.asarray(batch['image']) != first).any(), changed
+            assert ('seed' in changed) == (np.asarray(batch['label']) != labels).any()  # the order follows the seed alone
 
 
 def test_a_run_keeps_the_best_of_four_evaluations(tmp_path, data_dir):
