@@ -326,3 +326,9 @@ def test_another_interpreter_makes_the_environment_anew(tmp_path):
 def test_the_image_leaves_out_what_the_repository_does():
     ignored = (ROOT / '.dockerignore').read_text().split()
     assert {'.git', '.venv', 'runs'} <= set(ignored)
+
+
+def test_the_manual_has_imagenet_written_to_be_read_by_example():
+    (command,) = [line for line in (LAUNCH / 'README.md').read_text().splitlines() if "tfds.builder('imagenet2012'" in line]
+    script = (LAUNCH / 'prepare_imagenet.sh').read_text()
+    assert "file_format='array_record'" in command and "file_format='array_record'" in script
