@@ -81,3 +81,13 @@ def means(batch_sums: list[dict[str, np.ndarray]]) -> dict[str, float]:
     total = {name: sum(float(part[name]) for part in batch_sums) for name in batch_sums[0]}
     count = total.pop('count')
     return {name: value / count for name, value in total.items()} | {'count': int(count)}
+
+
+def best(scores: Scores) -> dict[str, float]:
+    """The scores that count: of the moving average where there is one."""
+    return scores.get('eval_ema') or scores['eval']
+
+
+def best_top1(scores: Scores) -> float:
+    """The top-1 that ranks checkpoints and candidates."""
+    return best(scores)['top1']

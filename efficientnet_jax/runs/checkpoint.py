@@ -29,7 +29,9 @@ from efficientnet_jax.runs.hosts import everywhere, on_first
 
 UNREADABLE = '.unreadable'
 PARTIAL = '.partial'
-LEFTOVER = re.compile(rf'\d+({re.escape(PARTIAL)}|{re.escape(durable.REMOVED)}|\.orbax-checkpoint-tmp).*')  # of a process that was killed
+LEFTOVER = re.compile(
+    rf'\d+(\{UNREADABLE})?({re.escape(PARTIAL)}|{re.escape(durable.REMOVED)}|\.orbax-checkpoint-tmp).*'
+)  # of a process that was killed
 
 
 class Checkpoints:
@@ -116,10 +118,11 @@ class Checkpoints:
         if self._released:
             return
         self._released = True
-        if jax.process_count() == 1:  # one of several must not wait for hosts that may be gone
-            if self._thread is not None:
-                self._thread.join()
-            self._writer.close()
+        if jax.process_count() > 1:  # one of several must not wait for hosts that may be gone
+            return
+        if self._thread is not None:
+            self._thread.join()
+        self._writer.close()
 
     def steps(self) -> list[int]:
         """Steps of complete checkpoints, ascending."""
@@ -155,7 +158,12 @@ class Checkpoints:
         Raises as restore_weights, and StorageError where none is intact or there is none.
         """
         steps = checkpoint_scores.ranked(self.steps(), self._scores) if best else self.steps()[::-1]
-        weights, step = self._first_intact(steps, lambda step: self.restore_weights(step, abstract_weights))
+        try:
+            weights, step = self._first_intact(steps, lambda step: self.restore_weights(step, abstract_weights))
+        except StorageError:
+            if set(self.steps()) == set(steps):
+                raise
+            return self.restore_readable_weights(abstract_weights, best)  # the run that trains here has retired those that were listed
         if weights is None:
             raise StorageError(f'{self.directory} has no complete checkpoint; train there first.')
         return weights, step
@@ -169,7 +177,7 @@ class Checkpoints:
         def discard():
             for newer in reversed(self._list()):
                 if newer > step:
-                    self._change(durable.remove, self._path(newer))
+                    durable.change(durable.remove, self._path(newer))
 
         on_first(discard)
 
@@ -194,14 +202,16 @@ class Checkpoints:
 
     def _pass_over(self, step: int, error: Damaged) -> None:
         """Warns; sets the checkpoint aside unless this only reads."""
+        if self._read_only and step not in self.steps():
+            return  # not damaged: the run that trains here has retired it meanwhile
         aside = self._path(step, UNREADABLE)
         then = 'the next one is used' if self._read_only else f'it is set aside as {aside} and the next one is used'
         logging.warning('%s %s.', error, then[0].upper() + then[1:])
 
         def set_aside():
             if aside.exists():
-                self._change(durable.remove, aside)
-            self._change(durable.rename, self._path(step), aside)
+                durable.change(durable.remove, aside)
+            durable.change(durable.rename, self._path(step), aside)
 
         if not self._read_only:
             on_first(set_aside)
@@ -244,18 +254,10 @@ class Checkpoints:
             raise StorageError(
                 f'{self.directory} is a file, and checkpoints need a folder there; move it away, or choose another --workdir.'
             )
-        self._change(lambda folder: folder.mkdir(parents=True, exist_ok=True), self._folder)
+        durable.change(lambda folder: folder.mkdir(parents=True, exist_ok=True), self._folder)
         for name in os.listdir(self._folder):
             if LEFTOVER.fullmatch(name):
-                self._change(shutil.rmtree, self._folder / name)
-
-    def _change(self, do: Callable[..., Any], *paths: pathlib.Path) -> None:
-        try:
-            do(*paths)
-        except OSError as error:
-            raise StorageError(
-                f'{paths[0]} cannot be changed ({error.strerror or error}); mend that, or choose another --workdir.'
-            ) from error
+                durable.change(shutil.rmtree, self._folder / name)
 
     def _keep_scores(self, steps) -> None:
         self._scores = {step: top1 for step, top1 in self._scores.items() if step in steps}

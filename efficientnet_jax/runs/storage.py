@@ -8,6 +8,7 @@ import errno
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -117,6 +118,16 @@ def write_bytes(path: str, content: bytes) -> None:
         sync_folder(os.path.dirname(os.path.abspath(path)))
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def remove_partial(folder: str) -> None:
+    """Removes what a process of this host that is gone has left half written in a folder."""
+    host = re.escape(os.uname().nodename)
+    for name in os.listdir(folder):
+        match = re.fullmatch(rf'.+\.{host}\.(\d+)\.partial', name)
+        if match and not os.path.exists(f'/proc/{match[1]}'):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(folder, name))
 
 
 def write_json(path: str, value: Any) -> None:
