@@ -40,7 +40,7 @@ def test_a_drivers_text_loses_what_is_hidden():
 def test_no_file_of_a_workdir_holds_a_password(tmp_path, monkeypatch):
     config = CONFIG | STORAGES
     monkeypatch.setattr('sys.argv', ['main.py', *(f'--config.{name}.storage={group["storage"]}' for name, group in STORAGES.items())])
-    with workdir.claim(str(tmp_path), config, DATA) as claim:
+    with workdir.hold(str(tmp_path), config, DATA) as claim:
         claim.describe(NETWORK)
         claim.start(0)
         page.leave(str(tmp_path), claim.finish(result('train', eval={'top1': 0.5, 'top5': 0.75, 'count': 8})), config)
@@ -66,10 +66,10 @@ def test_a_password_that_an_older_version_wrote_goes_with_the_next_result(tmp_pa
 
 
 def test_a_run_is_resumed_with_another_password_and_not_with_another_recipe(tmp_path):
-    with workdir.claim(str(tmp_path), CONFIG | STORAGES, DATA):
+    with workdir.hold(str(tmp_path), CONFIG | STORAGES, DATA):
         pass
     for storage in ('postgresql://me:other@host/db', 'journal:/tmp/x', None):
-        with workdir.claim(str(tmp_path), CONFIG | STORAGES | {'search': {'storage': storage}}, DATA):
+        with workdir.hold(str(tmp_path), CONFIG | STORAGES | {'search': {'storage': storage}}, DATA):
             pass
     with pytest.raises(UserError, match='holds a run with another config: seed=0 there, 1 here'):
-        workdir.claim(str(tmp_path), CONFIG | STORAGES | {'seed': 1}, DATA)
+        workdir.hold(str(tmp_path), CONFIG | STORAGES | {'seed': 1}, DATA)

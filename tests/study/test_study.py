@@ -153,11 +153,12 @@ WORKER = """
 import sys, time
 from configs import study as configs
 from efficientnet_jax.queue import trials
-from efficientnet_jax.study import study as run, trained
+from efficientnet_jax.study import costs, trained
+from efficientnet_jax.study.study import points_of
 
 config = configs.get_config('grid')
 config.study.lease_seconds = 2.0
-points, _, _ = run.points_of(config, run.costs.Costs(config, sys.argv[1], 10))
+points, _, _ = points_of(config, costs.Costs(config, sys.argv[1], 10))
 trained.check = lambda config, runs: None
 queue = trained.hosts_queue(config, sys.argv[1], trained.runs_of(config, points))
 
