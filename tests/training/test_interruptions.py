@@ -15,7 +15,9 @@ from efficientnet_jax.errors import NotFinite
 from efficientnet_jax.runs import hosts
 from efficientnet_jax.runs.checkpoint import Checkpoints
 from efficientnet_jax.training import loop, setup
+from efficientnet_jax.training.rollback import roll_back
 from efficientnet_jax.training.setup import training_of
+from efficientnet_jax.training.state import TrainState
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings('ignore::ResourceWarning', 'ignore::pytest.PytestUnraisableExceptionWarning')
@@ -169,3 +171,27 @@ def test_where_the_newest_checkpoint_leads_to_nan_at_once_an_older_one_is_taken(
     assert (result['step'], result['rollbacks'], result['skipped_batches']) == (6, 2, 4)
     kept = lines(tmp_path)
     assert kept == sorted(kept, key=lambda line: line[0]) and len(set(kept)) == len(kept)
+
+
+def test_a_rollback_discards_what_is_newer_than_where_it_goes_back_to():
+    class Given:
+        """Checkpoints of steps 2 and 4, of which 4 is suspect."""
+
+        directory, discarded = 'checkpoints', None
+
+        def wait(self):
+            pass
+
+        def steps(self):
+            return [2, 4]
+
+        def restore_latest(self, abstract_state, before=None):
+            return abstract_state, 2 if before == 4 else 4
+
+        def discard_after(self, step):
+            self.discarded = step
+
+    state = TrainState(step=jnp.int32(2), skipped=jnp.int32(0), rollbacks=jnp.int32(0), params={}, batch_stats={}, opt_state=(), ema=None)
+    given = Given()
+    back, step = roll_back(given, state, state.replace(skipped=jnp.int32(1), rollbacks=jnp.int32(1)), 5, 'loss=nan', 4, 2)
+    assert (step, given.discarded, int(back.skipped), int(back.rollbacks)) == (2, 2, 4, 2)
