@@ -118,22 +118,22 @@ def _table(index: bytes, where: str) -> Iterator[tuple[bytes, bytes]]:
 
 def block(index: bytes, offset: int, size: int) -> list[tuple[bytes, bytes]]:
     """The pairs of one block: each key repeats so many bytes of the one before, its own follow."""
-    block = index[offset : offset + size]
+    content = index[offset : offset + size]
     compression, checksum = BLOCK_TRAILER.unpack_from(index, offset + size)
-    if masked_crc32c(index[offset : offset + size + 1]) != checksum or len(block) != size or size < 4:
+    if masked_crc32c(index[offset : offset + size + 1]) != checksum or len(content) != size or size < 4:
         raise ValueError(f'the block at byte {offset} has another checksum than announced')
     if compression != 0:
         raise ValueError('the index is compressed, which TensorFlow does not do')
-    end = size - 4 - 4 * int.from_bytes(block[-4:], 'little')
+    end = size - 4 - 4 * int.from_bytes(content[-4:], 'little')
     pairs, key, at = [], b'', 0
     while at < end:
-        shared, at = _varint(block, at)
-        own, at = _varint(block, at)
-        length, at = _varint(block, at)
+        shared, at = _varint(content, at)
+        own, at = _varint(content, at)
+        length, at = _varint(content, at)
         if shared > len(key) or at + own + length > end or shared + own > 4 * limits.MAX_NAME:
             raise ValueError(f'an entry of the block at byte {offset} is longer than the block')
-        key = key[:shared] + block[at : at + own]
-        pairs.append((key, block[at + own : at + own + length]))
+        key = key[:shared] + content[at : at + own]
+        pairs.append((key, content[at + own : at + own + length]))
         if len(pairs) > limits.MAX_ARRAYS:
             raise ValueError(f'a block of the index has more than {limits.MAX_ARRAYS:,} entries')
         at += own + length
