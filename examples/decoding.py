@@ -237,7 +237,10 @@ def _child(connection: socket.socket, preprocess: Preprocess, max_pixels: int) -
     pixels = header.height * header.width
     if pixels > max_pixels:
         return say(refused=[413, 'pixels', f'The image has {pixels:,} pixels; at most {max_pixels:,} are taken.'])
-    say(cost=pixels * (max(1, encoded.count(b'\xff\xda')) if encoded.startswith(b'\xff\xd8') else 1))
+    cost = pixels * (max(1, encoded.count(b'\xff\xda')) if encoded.startswith(b'\xff\xd8') else 1)
+    if cost > SMALL:
+        os.nice(10)  # small images and the network come first
+    say(cost=cost)
     if stream.read(1) != b'g':
         return None
     try:

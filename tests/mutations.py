@@ -65,8 +65,8 @@ FAULTS = (
     Fault('evaluation counts the padding', 'evaluation/inference.py', "return metric_sums(logits, batch['label'], batch['mask'])\n", "return metric_sums(logits, batch['label'])\n", (WIRING,)),
     Fault('evaluation scores the raw weights twice', 'training/setup.py', 'state.variables(ema=True), meshes', 'state.variables(), meshes', ('training/test_train.py', 'evaluation/test_evaluate.py', FAULTS_TEST)),
     Fault('last batch of an evaluation dropped', 'data/pipeline.py', 'steps, size = -(-n // batch_size)', 'steps, size = n // batch_size', (PIPELINE,)),
-    Fault('best checkpoint by the raw weights', 'training/loop.py', "(scores.get('eval_ema') or scores['eval'])['top1']", "scores['eval']['top1']", (WIRING,)),
-    Fault('score not passed to the checkpoint', 'training/loop.py', 'None if scores is None else best_score(scores)', 'None', (WIRING,)),
+    Fault('best checkpoint by the raw weights', 'evaluation/score.py', "scores.get('eval_ema') or scores['eval']", "scores['eval']", (WIRING,)),
+    Fault('score not passed to the checkpoint', 'training/loop.py', 'None if scores is None else best_top1(scores)', 'None', (WIRING,)),
     Fault('seed ignored by initialisation', 'training/state.py', 'module.init(jax.random.key(seed)', 'module.init(jax.random.key(0)', (WIRING,)),
     Fault('seed ignored by the order of examples', 'data/pipeline.py', 'order.TrainOrder(len(source), seed)', 'order.TrainOrder(len(source), 0)', (WIRING, PIPELINE)),
     Fault('seed ignored by augmentation', 'data/order.py', 'key(seed, epochs, indices, 1)', 'key(0, epochs, indices, 1)', (ORDER,)),
@@ -82,6 +82,13 @@ FAULTS = (
     Fault('no evaluation at the end', 'training/schedule.py', 'evaluate = last or since == 0', 'evaluate = since == 0', (SCHEDULE,)),
     Fault('metrics of the updates before a stop lost', 'training/loop.py', 'if due.log or stopping:', 'if due.log:', (FAULTS_TEST,)),
     Fault('a stop is not obeyed', 'training/loop.py', 'stopping = run.stop.asked()', 'stopping = False', (FAULTS_TEST,)),
+    Fault('an evaluation is not interrupted', 'training/loop.py', 'run.score(state, run.stop.asked)', 'run.score(state)', ('training/test_interruptions.py',)),
+    Fault('an owed evaluation is forgotten', 'training/loop.py', 'owed = step > 0 and', 'owed = False and', ('training/test_interruptions.py',)),
+    Fault('a rollback leaves newer checkpoints', 'training/rollback.py', '    checkpoints.discard_after(step)\n', '', (FAULTS_TEST, 'training/test_interruptions.py')),
+    Fault('a state with NaN is saved', 'runs/checkpoint.py', '            integrity.check_finite(state)\n', '            pass\n', ('training/test_interruptions.py',)),
+    Fault('other classes pass on resume', 'runs/workdir.py', '        check_same_data(workdir, there, data)\n', '        pass\n', ('runs/test_record.py',)),
+    Fault('a preemption counts against a point', 'queue/trials.py', "== 'expired' for trial in failed", "!= 'lost' for trial in failed", ('queue/test_trials.py',)),
+    Fault('evaluation renumbers no classes', 'evaluation/evaluate.py', 'with_classes_of(', '(lambda source, *_: source)(', ('evaluation/test_evaluate.py', 'evaluation/test_classes.py')),
 )  # fmt: skip
 
 

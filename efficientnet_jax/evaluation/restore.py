@@ -46,6 +46,11 @@ def restore(config, workdir: str | None, num_classes: int | None = None, best: b
         warn_of_differences(workdir, as_dict(config))
     start = init_from.start(config, workdir, num_classes, new_head=trained)
     if start is None:
+        if workdir is not None and init_from.has_checkpoint(workdir):
+            raise UserError(
+                f'workdir={workdir} has checkpoints, but its run.json does not say of which network. Bring run.json or model.json back from a '
+                'copy, or give the training command again, which writes both anew.'
+            )
         raise UserError(f'workdir={workdir} has no complete checkpoint; train there first, or give the --workdir of a training run.')
     inference = inference_of(config, num_classes or start.num_classes, start, split=split)
     if not trained:

@@ -63,8 +63,9 @@ def outputs_of(
     for done, batch in enumerate(on_devices, start=1):
         for split, variables in weights.items():
             outputs[split].append(step(variables, batch))
-        if interrupt is not None:
-            jax.block_until_ready(outputs)  # else all batches are queued before the first is computed, and a stop waits for them
+        if interrupt is not None and done * batch_size < len(source):  # a pass that is complete is not thrown away
+            # Else all batches are queued before the first is computed, and a stop waits for them.
+            jax.block_until_ready([parts[-1] for parts in outputs.values()])
             if interrupt():
                 on_devices.close()
                 raise Interrupted(f'after batch {done} of {-(-len(source) // batch_size)}')
@@ -80,3 +81,13 @@ def means(batch_sums: list[dict[str, np.ndarray]]) -> dict[str, float]:
     total = {name: sum(float(part[name]) for part in batch_sums) for name in batch_sums[0]}
     count = total.pop('count')
     return {name: value / count for name, value in total.items()} | {'count': int(count)}
+
+
+def best(scores: Scores) -> dict[str, float]:
+    """The scores that count: of the moving average where there is one."""
+    return scores.get('eval_ema') or scores['eval']
+
+
+def best_top1(scores: Scores) -> float:
+    """The top-1 that ranks checkpoints and candidates."""
+    return best(scores)['top1']

@@ -226,7 +226,8 @@ class Queue:
                 self._enqueue(key, _point(trials[-1]))
 
     def _due_again(self, failed: list) -> bool:
-        return failed[-1].user_attrs.get('why') in AGAIN and len(failed) < MAX_ATTEMPTS
+        lost = sum(trial.user_attrs.get('why') == 'expired' for trial in failed)  # a stop gives it back, which is nobody's fault
+        return failed[-1].user_attrs.get('why') in AGAIN and lost < MAX_ATTEMPTS
 
     def _claimed(self, trial) -> Claim | None:
         """A claim on a trial that this process has just set to running, or None where another trial of its key comes first."""

@@ -48,7 +48,7 @@ def write(workdir: str, found: record.Record | None = None) -> None:
     if os.path.exists(os.path.join(workdir, f'{record.FILE}.damaged')):
         problems = [*problems, f'{record.FILE} was damaged once and was rebuilt; what it held is in {record.FILE}.damaged.']
     problems = list(problems)
-    shown = functools.partial(of_file, problems)
+    shown, of_record = functools.partial(of_file, problems), functools.partial(or_problem, problems, os.path.join(workdir, record.FILE))
     results = found['results']
     body = markup.section('Results', markup.table([result_row(one) for one in results.values()]), spent(found['starts']))
     for file, (heading, caption) in PICTURES.items():
@@ -56,19 +56,19 @@ def write(workdir: str, found: record.Record | None = None) -> None:
         if file == 'curves.png':
             parts += [
                 shown(os.path.join(workdir, metrics.FILE), functools.partial(evaluations, problems)),
-                first_step(results.get('train', {})),
+                of_record(lambda: first_step(results.get('train', {}))),
             ]
         if file in FIGURES:
             json_file, show = FIGURES[file]
             parts += [shown(os.path.join(workdir, json_file), lambda path, show=show: show(storage.read_json(path)))]
         body += markup.section(heading, *parts)
-    body += markup.section('Export', exported(results.get('export', {})))
+    body += markup.section('Export', of_record(lambda: exported(results.get('export', {}))))
     for folder, (heading, mode) in FOLDERS.items():
         pictures = sorted(glob.glob(os.path.join(glob.escape(workdir), folder, '*.png')))
         tables = sorted(glob.glob(os.path.join(glob.escape(workdir), folder, '*.csv')))
         parts = [shown(path, lambda path: markup.picture(path, os.path.basename(path))) for path in pictures]
         parts += [shown(path, markup.csv_table) for path in tables]
-        body += markup.section(heading, facts(found, mode), *parts)
+        body += markup.section(heading, of_record(lambda mode=mode: facts(found, mode)), *parts)
     configs = configs_of(found)
     body += markup.section(
         'Config', commands(found['commands']), *[markup.folded(f'All options: {modes}', options(one)) for modes, one in configs.items()]
@@ -82,10 +82,13 @@ def write(workdir: str, found: record.Record | None = None) -> None:
 
 def of_file(problems: list[str], path: str, show: Callable[[str], str]) -> str:
     """show(path), or nothing where there is no such file; one that cannot be shown is named in problems."""
-    if not os.path.exists(path):
-        return ''
+    return or_problem(problems, path, lambda: show(path)) if os.path.exists(path) else ''
+
+
+def or_problem(problems: list[str], path: str, show: Callable[[], str]) -> str:
+    """show(), or nothing where that fails: what it is from is named in problems."""
     try:
-        return show(path)
+        return show()
     except Exception as error:  # whatever is wrong with the file
         problems.append(str(error) if path in str(error) else f'{path} cannot be shown ({type(error).__name__}: {error}).')
         return ''

@@ -29,7 +29,9 @@ from efficientnet_jax.runs.hosts import everywhere, on_first
 
 UNREADABLE = '.unreadable'
 PARTIAL = '.partial'
-LEFTOVER = re.compile(rf'\d+({re.escape(PARTIAL)}|{re.escape(durable.REMOVED)}|\.orbax-checkpoint-tmp).*')  # of a process that was killed
+LEFTOVER = re.compile(
+    rf'\d+(\{UNREADABLE})?({re.escape(PARTIAL)}|{re.escape(durable.REMOVED)}|\.orbax-checkpoint-tmp).*'
+)  # of a process that was killed
 
 
 class Checkpoints:
@@ -49,6 +51,7 @@ class Checkpoints:
         self._folder = pathlib.Path(directory)
         self._keep_last, self._keep_best, self._read_only = max(1, keep_last), keep_best, read_only
         self._thread: threading.Thread | None = None
+        self._released = read_only
         self._saving = 0  # step of the background save
         self._error: Exception | None = None  # what ended it
         if not read_only:
@@ -63,8 +66,12 @@ class Checkpoints:
         directory is gone; complete checkpoints stay. Raises NotFiniteState, with nothing written, for a state with NaN or infinities.
         """
         self.wait()
-        if step not in self._steps(gone=f', so step {step} cannot be saved'):
+        new = step not in self._steps(gone=f', so step {step} cannot be saved')
+        if new:
             integrity.check_finite(state)
+        if top1 is not None:  # first: a checkpoint that is complete must not lack its score
+            self.score(step, top1)
+        if new:
             arrays = integrity.bit_sums(state)
             try:
                 args = ocp.args.Composite(**{checkpoint_reader.ITEM: ocp.args.StandardSave(state)})
@@ -74,13 +81,15 @@ class Checkpoints:
             self._saving, self._error = step, None
             self._thread = threading.Thread(target=self._complete, args=(step, arrays), name='checkpoint')
             self._thread.start()
-        if top1 is not None:
-            self.score(step, top1)
 
     def score(self, step: int, top1: float) -> None:
         """Records an evaluation of a saved step, or of the one that is being saved. Raises StorageError when it cannot be written."""
         self._scores[step] = float(top1)
         self._keep_scores({*self.steps(), step, self._saving})
+
+    def scored(self, step: int) -> bool:
+        """Whether an evaluation of a step is recorded, the same on all hosts."""
+        return step in self._scores
 
     def check(self) -> None:
         """Raises StorageError, with its step, when the background save has failed already; returns at once."""
@@ -102,8 +111,18 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            if not self._read_only:
-                self._writer.close()
+            self.release()
+
+    def release(self) -> None:
+        """Ends the background save of a process that is alone, and frees Orbax's threads, however the run ended. Safe after close."""
+        if self._released:
+            return
+        self._released = True
+        if jax.process_count() > 1:  # one of several must not wait for hosts that may be gone
+            return
+        if self._thread is not None:
+            self._thread.join()
+        self._writer.close()
 
     def steps(self) -> list[int]:
         """Steps of complete checkpoints, ascending."""
@@ -139,7 +158,12 @@ class Checkpoints:
         Raises as restore_weights, and StorageError where none is intact or there is none.
         """
         steps = checkpoint_scores.ranked(self.steps(), self._scores) if best else self.steps()[::-1]
-        weights, step = self._first_intact(steps, lambda step: self.restore_weights(step, abstract_weights))
+        try:
+            weights, step = self._first_intact(steps, lambda step: self.restore_weights(step, abstract_weights))
+        except StorageError:
+            if set(self.steps()) == set(steps):
+                raise
+            return self.restore_readable_weights(abstract_weights, best)  # the run that trains here has retired those that were listed
         if weights is None:
             raise StorageError(f'{self.directory} has no complete checkpoint; train there first.')
         return weights, step
@@ -153,7 +177,7 @@ class Checkpoints:
         def discard():
             for newer in reversed(self._list()):
                 if newer > step:
-                    self._change(durable.remove, self._path(newer))
+                    durable.change(durable.remove, self._path(newer))
 
         on_first(discard)
 
@@ -164,8 +188,10 @@ class Checkpoints:
                 return restore(step), step
             except Damaged as error:
                 self._pass_over(step, error)
+        if before is not None:  # the caller has later ones
+            return None, 0
         # Those of earlier starts count too: the error must not turn into a fresh run when the command is given again.
-        aside = [step for step in self._steps(UNREADABLE) if before is None or step < before]
+        aside = self._steps(UNREADABLE)
         if aside or steps:
             names = ', '.join(f'{step}{UNREADABLE}' for step in reversed(aside)) or ', '.join(map(str, steps))
             raise StorageError(
@@ -176,14 +202,16 @@ class Checkpoints:
 
     def _pass_over(self, step: int, error: Damaged) -> None:
         """Warns; sets the checkpoint aside unless this only reads."""
+        if self._read_only and step not in self.steps():
+            return  # not damaged: the run that trains here has retired it meanwhile
         aside = self._path(step, UNREADABLE)
         then = 'the next one is used' if self._read_only else f'it is set aside as {aside} and the next one is used'
         logging.warning('%s %s.', error, then[0].upper() + then[1:])
 
         def set_aside():
             if aside.exists():
-                self._change(durable.remove, aside)
-            self._change(durable.rename, self._path(step), aside)
+                durable.change(durable.remove, aside)
+            durable.change(durable.rename, self._path(step), aside)
 
         if not self._read_only:
             on_first(set_aside)
@@ -226,18 +254,10 @@ class Checkpoints:
             raise StorageError(
                 f'{self.directory} is a file, and checkpoints need a folder there; move it away, or choose another --workdir.'
             )
-        self._change(lambda folder: folder.mkdir(parents=True, exist_ok=True), self._folder)
+        durable.change(lambda folder: folder.mkdir(parents=True, exist_ok=True), self._folder)
         for name in os.listdir(self._folder):
             if LEFTOVER.fullmatch(name):
-                self._change(shutil.rmtree, self._folder / name)
-
-    def _change(self, do: Callable[..., Any], *paths: pathlib.Path) -> None:
-        try:
-            do(*paths)
-        except OSError as error:
-            raise StorageError(
-                f'{paths[0]} cannot be changed ({error.strerror or error}); mend that, or choose another --workdir.'
-            ) from error
+                durable.change(shutil.rmtree, self._folder / name)
 
     def _keep_scores(self, steps) -> None:
         self._scores = {step: top1 for step, top1 in self._scores.items() if step in steps}

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
+from collections.abc import Callable
+from typing import Any
 
+from efficientnet_jax.errors import StorageError
 from efficientnet_jax.runs import storage
 
 REMOVED = '.removed'  # ends the name of a folder that is being deleted
@@ -24,3 +27,11 @@ def remove(folder: pathlib.Path) -> None:
         shutil.rmtree(doomed)
     rename(folder, doomed)
     shutil.rmtree(doomed)
+
+
+def change(do: Callable[..., Any], *paths: pathlib.Path) -> None:
+    """do(*paths), with a StorageError that names the first path where the system refuses."""
+    try:
+        do(*paths)
+    except OSError as error:
+        raise StorageError(f'{paths[0]} cannot be changed ({error.strerror or error}); mend that, or choose another --workdir.') from error

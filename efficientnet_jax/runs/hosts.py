@@ -76,7 +76,11 @@ def on_first(do: Callable[[], Any]) -> Any:
             text = str(raised)[: MESSAGE_BYTES // 16]  # a character takes up to 12 bytes of JSON
             kind = next((name for name, kind in KINDS.items() if isinstance(raised, kind)), 'RuntimeError')
             error, message = raised, {'error': text, 'kind': kind}
-    text = np.frombuffer(json.dumps(message).encode().ljust(MESSAGE_BYTES), np.uint8)
+    content = json.dumps(message).encode()
+    if len(content) > MESSAGE_BYTES:  # of one size on all hosts, or they would wait for ever
+        error = RuntimeError(f'{len(content)} bytes are too many to tell the other hosts')
+        content = json.dumps({'error': str(error), 'kind': 'RuntimeError'}).encode()
+    text = np.frombuffer(content.ljust(MESSAGE_BYTES), np.uint8)
     message = json.loads(multihost_utils.broadcast_one_to_all(text).tobytes())
     if error is not None:
         raise error

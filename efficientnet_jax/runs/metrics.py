@@ -16,11 +16,12 @@ KEYS = {'step': int, 'split': str}  # of every line
 class MetricWriter:
     """Appends to metrics.jsonl and TensorBoard on process 0; does nothing elsewhere.
 
-    On resume from `step`, lines of later steps are dropped, so that every step stands there exactly once. Damaged lines are moved to
+    On resume from `step`, lines of later steps are dropped, so that every step stands there exactly once; scores=False drops the scores of
+    the step itself too. Damaged lines are moved to
     metrics.jsonl.damaged with a warning. Raises StorageError with the path when a file cannot be written.
     """
 
-    def __init__(self, workdir: str, step: int):
+    def __init__(self, workdir: str, step: int, scores: bool = True):
         self._file = self._tensorboard = None
         if jax.process_index() != 0:
             return
@@ -30,7 +31,7 @@ class MetricWriter:
         found = storage.read_lines(self._path, KEYS)
         if found.damaged:
             _set_aside(self._path, found.damaged)
-        kept = [line for line in found.objects if line['step'] <= step]
+        kept = [line for line in found.objects if line['step'] < step or (line['step'] == step and (scores or line['split'] == 'train'))]
         storage.write_text(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
         try:
             self._file = open(self._path, 'ab', buffering=0)  # noqa: SIM115 closed by close()

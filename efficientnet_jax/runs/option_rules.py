@@ -41,7 +41,7 @@ class Option:
         return self._in_range(value)
 
     def _in_range(self, value: float) -> bool:
-        within = self.low <= value <= self.high and math.isfinite(value)  # NaN is in no range
+        within = self.low <= value <= self.high and (isinstance(value, int) or math.isfinite(value))  # NaN is in no range
         return value in self.also or (within and not (self.above and value == self.low) and not (self.below and value == self.high))
 
     def _allows_elements(self, values) -> bool:
@@ -59,7 +59,7 @@ class Option:
             return self.rule + off
         if isinstance(value, bool) or not isinstance(value, int | float) or (self.kind is int and not isinstance(value, int)):
             return f'{"a whole number" if self.kind is int else "a number"}, {self.rule}{off}'
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             return f'{self.rule} and finite{off}'
         most = f'{self.high:.12g}'
         return self.rule + (f' and at most {most}' if value > self.high and most not in self.rule else '') + off

@@ -6,8 +6,9 @@
      "results": {mode: its last result}, "configs": {mode: the config of that}, "commands": {mode: its command line}}
 
 It is written whole or not at all and durably, under a lock, and at the end of a mode after everything else: a mode has finished
-when its result is here. config.json and result.json (the newest result) are views of it, written before it. A damaged record is
-named once, kept as run.json.damaged and rebuilt from the views. This module must not import jax: the command reads configs before.
+when its result is here. config.json, model.json (network and train_examples) and result.json (the newest result) are views of it,
+written before it. A damaged record is named once, kept as run.json.damaged, and what is damaged of it is rebuilt from the views. This
+module must not import jax: the command reads configs before.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from efficientnet_jax.errors import StorageError, UserError
-from efficientnet_jax.runs import recipe, storage, terminal
+from efficientnet_jax.runs import recipe, record_kinds, storage, terminal
 
 FILE = 'run.json'
 VERSION = 1
@@ -29,8 +30,6 @@ Record = dict[str, Any]
 EMPTY: Record = {
     'version': VERSION, 'config': None, 'network': None, 'train_examples': None, 'starts': [], 'results': {}, 'configs': {}, 'commands': {},
 }  # fmt: skip
-KINDS = {'starts': list, 'results': dict, 'configs': dict, 'commands': dict}
-RESULT = ('mode', 'step', 'metrics', 'examples', 'seconds', 'config_hash', 'versions', 'device', 'processes')  # keys of every result
 
 
 def read(workdir: str) -> Record:
@@ -47,13 +46,20 @@ def read(workdir: str) -> Record:
 def find(workdir: str) -> tuple[Record, list[str]]:
     """(record, a sentence for each file of it that is damaged). Raises as read."""
     path = os.path.join(workdir, FILE)
+    problems: list[str] = []
+    good: Record = {}
     try:
-        return _checked(path, storage.read_json(path)), []
+        good = _good_parts(path, storage.read_json(path))
+        bad = [name for name in record_kinds.RECORD if name not in good]
+        if not bad:
+            return good, problems
+        what = f'{path} is damaged (without usable {", ".join(bad)})'
     except FileNotFoundError:
-        return _rebuilt(workdir, problems := []), problems  # of a version before this file, or the first run here
+        return _rebuilt(workdir, problems), problems  # of a version before this file, or the first run here
     except storage.DamagedFile as error:
-        problems = [f'{error.what}; it is rebuilt from config.json and result.json.']
-        return _rebuilt(workdir, problems), problems
+        what = error.what
+    problems.append(f'{what}; that is rebuilt from config.json, model.json and result.json.')
+    return _rebuilt(workdir, problems) | good, problems
 
 
 def exists(workdir: str) -> bool:
@@ -136,29 +142,22 @@ def without_passwords(text: str) -> str:
     return re.sub(r'([?&;]password=)[^&;\s\'"]*', r'\1***', text)
 
 
-def _checked(path: str, found: Any) -> Record:
-    """Raises DamagedFile for what is no record and UserError for one of another version."""
+def _good_parts(path: str, found: Any) -> Record:
+    """The parts of a record that are what they must be. Raises DamagedFile for no record and UserError for one of another version."""
     if not isinstance(found, dict) or 'version' not in found:
         raise storage.DamagedFile(path, 'it holds no record')
     if found['version'] != VERSION:
         raise UserError(
             f'{path} is of version {found["version"]}, this program writes {VERSION}; use the version of the program that wrote it.'
         )
-    wrong = [name for name in EMPTY if name not in found or not isinstance(found[name], KINDS.get(name, object))]
-    wrong += [mode for mode, one in ({} if wrong else found['results']).items() if not _is_result(one)]
-    if wrong:
-        raise storage.DamagedFile(path, f'without a usable {wrong[0]!r}')
-    return found
-
-
-def _is_result(found: Any) -> bool:
-    return isinstance(found, dict) and all(key in found for key in RESULT)
+    kinds = {'version': int, **record_kinds.RECORD}
+    return {name: found[name] for name, kind in kinds.items() if name in found and record_kinds.is_a(found[name], kind)}
 
 
 def _rebuilt(workdir: str, problems: list[str]) -> Record:
-    """What config.json, result.json and the model.json of earlier versions hold of the record."""
+    """What the views config.json, model.json and result.json hold of the record."""
     views: dict[str, Any] = {}
-    for name in ('config.json', 'model.json', 'result.json'):
+    for name, kind in record_kinds.VIEWS.items():
         try:
             views[name] = storage.read_json(os.path.join(workdir, name))
         except FileNotFoundError:
@@ -166,13 +165,15 @@ def _rebuilt(workdir: str, problems: list[str]) -> Record:
         except storage.DamagedFile as error:
             problems.append(f'{error.what}.')
             continue
-        if not isinstance(views[name], dict):
-            problems.append(f'{os.path.join(workdir, name)} is damaged (it holds no object).')
+        if not record_kinds.is_a(views[name], kind):
+            problems.append(f'{os.path.join(workdir, name)} is damaged (it does not hold what this project writes).')
             del views[name]
     found = {name: value.copy() if isinstance(value, list | dict) else value for name, value in EMPTY.items()}
-    found |= {'config': views.get('config.json'), 'network': views.get('model.json')}
+    network = views.get('model.json')
+    examples = None if network is None else network.pop('train_examples', None)  # of earlier versions: None
+    found |= {'config': views.get('config.json'), 'network': network, 'train_examples': examples}
     last = views.get('result.json')
-    if _is_result(last):
+    if last is not None:
         found['results'] = {last['mode']: last}
         if last['mode'] == 'train':
             spent = {'seconds': last['seconds'], 'images': last['examples']}

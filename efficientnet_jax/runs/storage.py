@@ -8,6 +8,7 @@ import errno
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -119,6 +120,16 @@ def write_bytes(path: str, content: bytes) -> None:
         raise unwritable(path, error) from error
 
 
+def remove_partial(folder: str) -> None:
+    """Removes what a process of this host that is gone has left half written in a folder."""
+    host = re.escape(os.uname().nodename)
+    for name in os.listdir(folder):
+        match = re.fullmatch(rf'.+\.{host}\.(\d+)\.partial', name)
+        if match and not os.path.exists(f'/proc/{match[1]}'):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(folder, name))
+
+
 def write_json(path: str, value: Any) -> None:
     """As write_text."""
     write_text(path, json.dumps(value, indent=2) + '\n')
@@ -139,19 +150,6 @@ def sync_folder(folder: str) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def sync_tree(folder: str) -> None:
-    """Returns when a folder and all in it are on the disk, whatever wrote them, and its name in the folder above."""
-    for inside, _, names in os.walk(folder):
-        for name in names:
-            descriptor = os.open(os.path.join(inside, name), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        sync_folder(inside)
-    sync_folder(os.path.dirname(folder))
 
 
 def append(file: io.FileIO, line: str) -> None:

@@ -23,7 +23,7 @@ class TrainingData(NamedTuple):
     examples: int
 
 
-def claim(workdir: str, config: dict[str, Any], data: TrainingData | None = None, began: float | None = None) -> Claim:
+def hold(workdir: str, config: dict[str, Any], data: TrainingData | None = None, began: float | None = None) -> Hold:
     """Makes the workdir and holds it for this run, or checks that it holds this same run; writes config.json and the record.
 
     began: time.monotonic() from which this start's seconds count; None: now. All hosts call it. Raises, on all hosts, UserError when
@@ -40,6 +40,7 @@ def claim(workdir: str, config: dict[str, Any], data: TrainingData | None = None
         try:
             os.makedirs(workdir, exist_ok=True)
             locks.append(hosts.lock(workdir))
+            storage.remove_partial(workdir)
         except OSError as error:
             raise StorageError(f'workdir={workdir} cannot be written ({error.strerror}); choose another --workdir.') from error
         starts = _enter(workdir, config, data)
@@ -55,10 +56,10 @@ def claim(workdir: str, config: dict[str, Any], data: TrainingData | None = None
         for lock in locks:
             lock.close()
         raise
-    return Claim(workdir, locks[0] if locks else None, message, time.monotonic() if began is None else began)
+    return Hold(workdir, locks[0] if locks else None, message, time.monotonic() if began is None else began)
 
 
-class Claim:
+class Hold:
     """A workdir that this run holds until `close`, or until the process ends. As a context it is closed at the end.
 
     Every host makes the same calls; process 0 writes. Raises StorageError when the record cannot be written.
@@ -73,7 +74,7 @@ class Claim:
             self._own = {name: found[name] for name in ('config', 'network', 'train_examples', 'starts')}
         self._last: dict[str, Any] = {}  # this start
 
-    def __enter__(self) -> Claim:
+    def __enter__(self) -> Hold:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -90,7 +91,10 @@ class Claim:
         return self._lock is None or self._own['network'] is not None
 
     def describe(self, network: dict[str, Any]) -> None:
-        """Records what the network is (plain JSON), before its first checkpoint."""
+        """Records what the network is (plain JSON), before its first checkpoint. model.json is a view, from which a record is rebuilt."""
+        if self._lock is not None:
+            view = network | {'train_examples': self._own['train_examples']}
+            storage.write_json(os.path.join(self.workdir, 'model.json'), view)
         self._write(network=network)
 
     def finished(self) -> dict[str, Any] | None:

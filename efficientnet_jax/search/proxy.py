@@ -20,6 +20,7 @@ import jax
 from efficientnet_jax.data import sources
 from efficientnet_jax.errors import NotFinite, UserError
 from efficientnet_jax.evaluation.network import as_dict
+from efficientnet_jax.evaluation.score import best_top1
 from efficientnet_jax.runs import hosts, recipe, storage
 from efficientnet_jax.search.space import Candidate, Space
 from efficientnet_jax.tpu import aot
@@ -121,7 +122,7 @@ def trained(one, folder: str, go_on: GoOn | None, rungs: list[int], knobs) -> di
         found['step_seconds'] = step_seconds(one)
     try:
         scores = train(one, folder, evaluate=_evaluation(go_on, rungs, found.get('step_seconds')))['metrics']
-        found['accuracy'] = _accuracy(scores)
+        found['accuracy'] = best_top1(scores)
     except HaltedAtRung as halted:
         found |= {'accuracy': halted.accuracy, 'stopped_at': halted.step}
     except NotFinite as error:
@@ -146,7 +147,7 @@ def _evaluation(go_on: GoOn | None, rungs: list[int], seconds: float | None):
         def score_and_ask(state, interrupt=None):
             scores, step = score(state, interrupt), int(state.step)
             if go_on is not None and step in rungs and step < setup.horizon.total_steps:
-                accuracy = _accuracy(scores)
+                accuracy = best_top1(scores)
                 if not go_on(rungs.index(step), accuracy, seconds):
                     raise HaltedAtRung(step, accuracy)
             return scores
@@ -154,10 +155,6 @@ def _evaluation(go_on: GoOn | None, rungs: list[int], seconds: float | None):
         return score_and_ask
 
     return evaluation
-
-
-def _accuracy(scores: dict[str, dict[str, float]]) -> float:
-    return (scores.get('eval_ema') or scores['eval'])['top1']
 
 
 def step_seconds(config, warm_up: int = 3, runs: int = 10) -> float:

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from efficientnet_jax.data.preprocess import Preprocess
 from efficientnet_jax.errors import UserError
 from efficientnet_jax.evaluation.inference import eval_step
 from efficientnet_jax.evaluation.network import architecture_of, preprocess_of
+from efficientnet_jax.evaluation.score import Interrupted, means
 from efficientnet_jax.runs import hosts, storage
 from efficientnet_jax.runs.checkpoint import Checkpoints
 from efficientnet_jax.runs.mesh import put, replicated
@@ -79,7 +81,7 @@ def train_supernet(config, space: Space, workdir: str) -> tuple[TrainState, Trai
 
         def score(state, interrupt=None):
             variables = state.variables(ema=state.ema is not None)
-            return {split: evaluator(setup).score(variables, candidate) for split, candidate in ends.items()}
+            return {split: evaluator(setup).score(variables, candidate, interrupt) for split, candidate in ends.items()}
 
         return score
 
@@ -120,14 +122,19 @@ class Evaluator:
         self.statistics = jax.jit(functools.partial(batch_statistics, setup.module, setup.recipe), out_shardings=everywhere)
         self.evaluate = jax.jit(functools.partial(_evaluate, setup.module, setup.preprocess), out_shardings=everywhere)
 
-    def score(self, variables, candidate: Candidate) -> dict[str, float]:
-        """{loss, top1, top5, count}: means over the split. variables: the supernet's; its running statistics are not used."""
+    def score(self, variables, candidate: Candidate, interrupt: Callable[[], bool] | None = None) -> dict[str, float]:
+        """{loss, top1, top5, count}: means over the split. variables: the supernet's; its running statistics are not used.
+
+        interrupt: asked after every batch; raises Interrupted where it says so.
+        """
         tokens = jnp.array(self.space.tokens(candidate), jnp.int32)
         variables = self.calibrated(variables, tokens)
-        parts = [jax.device_get(self.evaluate(variables, tokens, batch)) for batch in self._holdout]
-        total = {name: sum(float(part[name]) for part in parts) for name in parts[0]}
-        count = total.pop('count')
-        return {name: value / count for name, value in total.items()} | {'count': int(count)}
+        parts = []
+        for batch in self._holdout:
+            parts.append(jax.device_get(self.evaluate(variables, tokens, batch)))
+            if interrupt is not None and interrupt():
+                raise Interrupted(f'after batch {len(parts)} of {len(self._holdout)}')
+        return means(parts)
 
     def calibrated(self, variables, tokens: jax.Array):
         """variables with the candidate's own batch statistics: means over the first training batches."""

@@ -20,6 +20,7 @@ import jax
 from efficientnet_jax.data import sources
 from efficientnet_jax.errors import UserError
 from efficientnet_jax.evaluation.network import architecture_of, as_dict
+from efficientnet_jax.evaluation.score import best
 from efficientnet_jax.queue import trials
 from efficientnet_jax.runs import hosts, recipe
 from efficientnet_jax.study.points import Point, knobs, network
@@ -100,7 +101,7 @@ def evaluate(config, workdir: str, key: str, run: dict[str, Any]) -> tuple[float
     began = time.monotonic()
     jax.clear_caches()  # programs of other networks, which no run here needs again
     result = train(config_of(config, run), os.path.join(workdir, 'study', 'points', key))
-    scores = result['metrics'].get('eval_ema') or result['metrics']['eval']
+    scores = best(result['metrics'])
     kept = {'top1': scores['top1'], 'top5': scores['top5'], 'step': result['step'], 'config_hash': result['config_hash']}
     return scores['top1'], kept | {'seconds': round(time.monotonic() - began, 1)}
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 
 import jax
 
 from efficientnet_jax.reporting.progress import Meter, Progress
-from efficientnet_jax.runs.metrics import KEYS, MetricWriter
-from efficientnet_jax.runs.storage import read_lines
+from efficientnet_jax.runs.metrics import MetricWriter
 
 
 class TrainLog:
@@ -22,9 +20,6 @@ class TrainLog:
     def __init__(self, workdir: str, step: int, batch_size: int, learning_rate, progress: Progress):
         """step: where the run starts or goes on; lines of later steps are dropped."""
         self._workdir, self._rate, self._progress = workdir, learning_rate, progress
-        # Whether the step that the run goes on from was evaluated.
-        path = os.path.join(workdir, 'metrics.jsonl')
-        self.evaluated = any(line['step'] == step and line['split'] != 'train' for line in read_lines(path, KEYS).objects)
         self._writer = MetricWriter(workdir, step)
         self._window: list = []  # metrics of updates since the last line
         self.meter = Meter(batch_size)
@@ -34,6 +29,11 @@ class TrainLog:
         self._writer.close()
         self._writer, self._window = MetricWriter(self._workdir, step), []
         self.meter.restart()
+
+    def drop_scores(self, step: int) -> None:
+        """Drops the scores of this step, of an evaluation that is made again."""
+        self._writer.close()
+        self._writer = MetricWriter(self._workdir, step, scores=False)
 
     def add(self, metrics) -> None:
         """Metrics of one more update, which may still be on their way from the devices."""

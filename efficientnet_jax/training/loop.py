@@ -18,7 +18,7 @@ import jax
 
 from efficientnet_jax.data import sources
 from efficientnet_jax.evaluation.network import as_dict
-from efficientnet_jax.evaluation.score import Interrupted, Scores, scorer
+from efficientnet_jax.evaluation.score import Interrupted, Scores, best_top1, scorer
 from efficientnet_jax.reporting import page
 from efficientnet_jax.reporting.pictures import contact_sheet, draw_curves, short
 from efficientnet_jax.reporting.progress import Progress, Startup, clock
@@ -42,7 +42,7 @@ SHEET_IMAGES = 32
 class Run:
     """The parts of a run that stay the same from its first step to its last."""
 
-    claim: workdirs.Claim
+    hold: workdirs.Hold
     first_step: int  # of this start
     setup: Training
     source: sources.Source
@@ -83,28 +83,29 @@ def train(config, workdir: str, build=training_of, evaluate=state_scorer, began:
     start = init_from.start(config, workdir, source.num_classes, new_head=True)
     setup = build(config, source.num_classes, len(source), start=start)
     total = setup.horizon.total_steps
-    with contextlib.ExitStack() as held:  # whatever way a run ends, others can have its workdir and SIGTERM again
+    with contextlib.ExitStack() as stack:  # whatever way a run ends, others can have its workdir and SIGTERM again
         data = workdirs.TrainingData(source.class_names, source.num_classes, len(source))
-        claim = held.enter_context(workdirs.claim(workdir, as_dict(config), data, started))
-        stop = held.enter_context(contextlib.closing(hosts.StopNotice()))
-        progress = held.enter_context(Progress(workdir, total))
+        hold = stack.enter_context(workdirs.hold(workdir, as_dict(config), data, started))
+        stop = stack.enter_context(contextlib.closing(hosts.StopNotice()))
+        progress = stack.enter_context(Progress(workdir, total))
         checkpoints = Checkpoints(os.path.join(os.path.abspath(workdir), 'checkpoints'), config.keep_last, config.keep_best)
+        stack.callback(checkpoints.release)
         state, first_step = checkpoints.restore_latest(setup.abstract_state())
-        if state is None or not claim.described:
-            claim.describe(description.describe(setup.module.architecture, source.num_classes, setup.preprocess, source.class_names))
+        if state is None or not hold.described:
+            hold.describe(description.describe(setup.module.architecture, source.num_classes, setup.preprocess, source.class_names))
         if state is None:
             state = setup.init(None if start is None else start.variables)
-        elif first_step >= total and (result := claim.finished()):
+        elif first_step >= total and (result := hold.finished()):
             checkpoints.close()
             progress.say(f'Finished already: {workdir} holds step {first_step} of {total} and its result.')
             return result
         else:
             progress.say(f'Resuming {workdir} at step {first_step} of {total}.')
-        log = held.enter_context(contextlib.closing(TrainLog(workdir, first_step, config.batch_size, setup.learning_rate, progress)))
-        stream = held.enter_context(contextlib.closing(Stream(config, setup, source)))
-        claim.start(first_step)
+        log = stack.enter_context(contextlib.closing(TrainLog(workdir, first_step, config.batch_size, setup.learning_rate, progress)))
+        stream = stack.enter_context(contextlib.closing(Stream(config, setup, source)))
+        hold.start(first_step)
         run = Run(
-            claim, first_step, setup, source, checkpoints, log, stream, stop, progress, startup,
+            hold, first_step, setup, source, checkpoints, log, stream, stop, progress, startup,
             update=setup.jit_train_step(), score=evaluate(setup, eval_source, config), nan_rollbacks=config.nan_rollbacks, batch_size=config.batch_size,
         )  # fmt: skip
         startup.spent_on('init')
@@ -117,13 +118,16 @@ def steps(run: Run, state: TrainState, step: int) -> tuple[TrainState, Scores]:
     schedule, total = run.setup.schedule, run.setup.schedule.total_steps
     run.stream.start(step + int(state.skipped))
     back_to = scores = None
-    late = step > 0 and schedule.at(step).evaluate and not run.log.evaluated  # it was stopped before its evaluation, or in it
-    while step < total or late:
+    # A stop saves before the evaluation of its step, which is owed then; that of the last step is made again where no result was written.
+    owed = step > 0 and schedule.at(step).evaluate and (step == total or not run.checkpoints.scored(step))
+    if owed:
+        run.log.drop_scores(step)
+    while step < total or owed:
         stopping = False
-        if not late:
+        if not owed:
             state, step = one_update(run, state, step), step + 1
             stopping = run.stop.asked()
-        due, late = schedule.at(step), False
+        due, owed = schedule.at(step), False
         if (due.log or stopping) and (bad := run.log.first_bad(step)):
             state, step = go_back(run, state, *bad, back_to)
             back_to = step
@@ -142,15 +146,13 @@ def steps(run: Run, state: TrainState, step: int) -> tuple[TrainState, Scores]:
         if due.save or stopping:
             run.log.flush()
             try:
-                run.checkpoints.save(step, state, None if scores is None else best_score(scores))
+                run.checkpoints.save(step, state, None if scores is None else best_top1(scores))
             except NotFiniteState as error:
                 state, step = go_back(run, state, step, str(error), back_to)
                 back_to = step
-            run.claim.progress(step, run.images(step))
+            run.hold.progress(step, run.images(step))
         if stopping:
             raise stopped(run, step)
-    if scores is None:  # everything was trained and evaluated before, but the run ended before its result was written
-        scores = run.score(state)
     return state, scores
 
 
@@ -176,7 +178,7 @@ def one_update(run: Run, state: TrainState, step: int) -> TrainState:
         run.startup.spent_on('compile')
         run.progress.started(step + 1, run.startup)
         if step == 0:
-            draw_inputs(run.setup, batch, run.source.class_names, os.path.join(run.claim.workdir, 'augmented.png'))
+            draw_inputs(run.setup, batch, run.source.class_names, os.path.join(run.hold.workdir, 'augmented.png'))
         run.log.meter.restart()
         run.stream.waited()
     return state
@@ -191,8 +193,8 @@ def stopped(run: Run, step: int) -> hosts.Stopped:
 def finish(run: Run, state: TrainState, scores: Scores, config) -> dict:
     """What a run leaves at its end, with the record last; its result."""
     run.checkpoints.close()
-    total, workdir = run.setup.schedule.total_steps, run.claim.workdir
-    result = run.claim.finish(record.result('train', as_dict(config), total, scores, run.images(total), 0.0))
+    total, workdir = run.setup.schedule.total_steps, run.hold.workdir
+    result = run.hold.finish(record.result('train', as_dict(config), total, scores, run.images(total), 0.0))
     if rollbacks := int(state.rollbacks):
         result |= {'rollbacks': rollbacks, 'skipped_batches': int(state.skipped)}
     if run.startup.compiled:
@@ -225,8 +227,3 @@ def draw_inputs(setup: Training, batch, class_names, path: str) -> None:
     if jax.process_index() == 0:
         names = class_names or range(setup.module.num_classes)
         contact_sheet(seen['image'], [short(names[label]) for label in seen['label']], path)
-
-
-def best_score(scores: Scores) -> float:
-    """The top-1 that ranks checkpoints: of the moving average where there is one."""
-    return (scores.get('eval_ema') or scores['eval'])['top1']

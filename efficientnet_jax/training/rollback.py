@@ -12,9 +12,9 @@ def roll_back(
 ) -> tuple[TrainState, int]:
     """(state, step) to go on from; the batches up to the bad one are counted as skipped.
 
-    live: the state that the bad update left, for its counts. what: is wrong, for the error. last: the step that the rollback before went back to. Where the very next
-    update after it is bad again, its weights are what is wrong, and an older checkpoint is taken if there is one. allowed:
-    config.nan_rollbacks. Raises NotFinite with the step and what is left when no rollback is allowed any more or nothing was saved.
+    live: the state that the bad update left, for its counts. what: the problem, for the error. last: the step to which the rollback
+    before this one went back, None for the first. Where the very next update after that step is bad again, its weights are the problem,
+    and an older checkpoint is taken if there is one. allowed: config.nan_rollbacks. Raises NotFinite with the step and what is left when no rollback is allowed any more or nothing was saved.
     """
     checkpoints.wait()
     suspect = last if last is not None and bad_step == last + 1 else None

@@ -16,6 +16,7 @@ from efficientnet_jax.errors import UserError
 from efficientnet_jax.evaluation.inference import Inference, inference_of
 from efficientnet_jax.models import MBConvNet
 from efficientnet_jax.runs import mesh as meshes
+from efficientnet_jax.runs import option_rules
 from efficientnet_jax.training import optim
 from efficientnet_jax.training.schedule import Schedule, schedule_of
 from efficientnet_jax.training.state import TrainState, init_state
@@ -135,6 +136,13 @@ def _horizon(config, train_examples: int) -> optim.Horizon:
         raise UserError(
             f'epochs={config.epochs}, steps={config.steps} make no update at batch_size={config.batch_size}; set steps=1 or more.'
         )
+    lengths = {'epochs': horizon.total_steps, 'warmup_epochs': config.warmup_epochs * horizon.steps_per_epoch}
+    for option, updates in lengths.items():
+        if updates > option_rules.MOST_STEPS:
+            raise UserError(
+                f'{option}={config[option]} are {updates:.3g} updates at batch_size={config.batch_size}, and must be at most '
+                f'{option_rules.MOST_STEPS:,}; lower {option} or raise batch_size.'
+            )
     return horizon
 
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from efficientnet_jax.data import sources
+from efficientnet_jax.errors import UserError
 from efficientnet_jax.evaluation import confusion
 from efficientnet_jax.evaluation.evaluate import evaluate
 from efficientnet_jax.evaluation.inference import inference_of
+from efficientnet_jax.evaluation.restore import restore
 from efficientnet_jax.evaluation.score import outputs_of
 from efficientnet_jax.runs import recipe, storage
 from efficientnet_jax.runs.workdir import warn_of_differences
@@ -111,7 +113,7 @@ def test_what_is_left_and_what_is_said(tmp_path, data_dir, capsys, monkeypatch):
 
 
 def test_a_warning_names_each_knob_that_matters(tmp_path, capsys):
-    there = {'model': 'efficientnet_b0', 'resolution': 224, 'stages': None, 'optimizer': 'sgd', 'seed': 0}
+    there = {'model': 'efficientnet_b0', 'dataset': 'digits', 'resolution': 224, 'stages': None, 'optimizer': 'sgd', 'seed': 0}
     storage.write_json(str(tmp_path / 'config.json'), there)
     here = dict.fromkeys(recipe.NETWORK_KNOBS) | there | {'model': 'efficientnet_b1', 'resolution': 240, 'seed': 1}
     warn_of_differences(str(tmp_path), here)
@@ -135,3 +137,11 @@ def test_two_processes_count_every_example_once(tmp_path):
         counted.append(pathlib.Path(tmp_path / 'w', 'confusion.csv').read_text())
         assert json.loads((tmp_path / 'w' / 'confused.json').read_text())['examples'] == 297
     assert counted[0] == counted[1]  # of the same checkpoint, by one process and by two
+
+
+def test_checkpoints_of_an_unknown_network_are_named(tmp_path):
+    (tmp_path / 'checkpoints' / '6').mkdir(parents=True)
+    with pytest.raises(
+        UserError, match=r'has checkpoints, but its run\.json does not say of which network\. Bring run\.json or model\.json back'
+    ):
+        restore(tiny.get_config(), str(tmp_path))

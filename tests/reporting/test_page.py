@@ -48,7 +48,7 @@ def test_an_empty_workdir_has_a_page(tmp_path):
 def test_every_mode_that_ran_is_on_it_and_nothing_is_fetched_or_run(tmp_path):
     scores = {'loss': 1.0, 'top1': 0.5, 'top5': 0.75, 'count': 8}
     settings = {'model': '<b>', 'dataset': 'folder:a&b', 'augment': {'crop': 'pad'}, 'width': 1.1}
-    workdir.claim(str(tmp_path), settings).close()
+    workdir.hold(str(tmp_path), settings).close()
     trained = result('train', eval=scores, eval_ema=scores) | {'seconds_to_first_step': {'imports': 2.0, 'compile': 3.5}}
     page.leave(str(tmp_path), trained, settings)
     page.leave(str(tmp_path), result('evaluate', eval=scores | {'top1': 0.625}), settings)
@@ -89,7 +89,7 @@ def test_every_mode_that_ran_is_on_it_and_nothing_is_fetched_or_run(tmp_path):
 def damaged_workdir(path):
     """A workdir of a run whose files are all damaged but the record."""
     settings = {'model': 'm', 'dataset': 'd'}
-    workdir.claim(str(path), settings).close()
+    workdir.hold(str(path), settings).close()
     for name, content in (
         ('confused.json', '{"pairs": 7}'),
         ('plan.json', ''),
@@ -118,7 +118,7 @@ def test_a_damaged_file_is_named_and_all_else_is_shown(tmp_path):
 
 def test_a_damaged_record_is_named(tmp_path):
     settings = {'model': 'm', 'dataset': 'd'}
-    workdir.claim(str(tmp_path), settings).close()
+    workdir.hold(str(tmp_path), settings).close()
     (tmp_path / 'run.json').write_text('{')
     page.write(str(tmp_path))
     assert f'{tmp_path}/run.json is cut off or damaged' in (tmp_path / 'report.html').read_text()
@@ -129,9 +129,9 @@ def test_a_damaged_record_is_named(tmp_path):
 def test_time_and_images_of_all_starts_and_the_command(tmp_path):
     settings = {'model': 'm', 'dataset': 'd', 'depth': 0.2, 'width': 0.25, 'search': {'storage': 'postgresql://me:secret@host/db'}}
     for start, stop in ((0, 5), (5, 24)):
-        with workdir.claim(str(tmp_path), settings) as claim:
-            claim.start(start)
-            claim.progress(stop, 32 * (stop - start))
+        with workdir.hold(str(tmp_path), settings) as hold:
+            hold.start(start)
+            hold.progress(stop, 32 * (stop - start))
     with record.changing(str(tmp_path)) as found:
         for start, seconds in zip(found['starts'], (60.0, 1.0), strict=True):
             start['seconds'] = seconds

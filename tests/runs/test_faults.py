@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks.chaos import WALL_CLOCK, chaos, differences, joined
 from efficientnet_jax.data import pipeline
@@ -55,21 +54,7 @@ def rows(workdir):
 
 
 @pytest.fixture(scope='module', autouse=True)
-def compiled_once(tmp_path_factory):
-    """The runs of this file share their compiled programs, as runs of main.py do."""
-    knobs = {'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')), 'jax_persistent_cache_min_compile_time_secs': 0.1}
-    before = {name: getattr(jax.config, name) for name in knobs}
-    compilation_cache.reset_cache()
-    for name, value in knobs.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_device():
+def one_device(compiled_once):
     """One of the eight devices is enough here and compiles in a third of the time; test_mesh.py has the others."""
     on_one = functools.partial(inference.inference_of, devices=jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
@@ -202,11 +187,11 @@ def test_a_second_process_on_a_workdir_refuses_until_the_first_is_gone(tmp_path)
             with pytest.raises(
                 ValueError, match=rf'is in use by process {other.pid} on .*Wait for it, stop it, or choose another --workdir'
             ):
-                workdirs.claim(str(tmp_path), {'seed': 0})
+                workdirs.hold(str(tmp_path), {'seed': 0})
             assert not (tmp_path / 'config.json').exists()
         finally:
             other.kill()  # the lock goes with the process, however it ends
-    workdirs.claim(str(tmp_path), {'seed': 0}).close()
+    workdirs.hold(str(tmp_path), {'seed': 0}).close()
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path):
@@ -217,20 +202,20 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
 
 def test_a_read_only_workdir():
     with pytest.raises(OSError, match=r'workdir=/proc/run cannot be written .*; choose another --workdir'):
-        workdirs.claim('/proc/run', {})
+        workdirs.hold('/proc/run', {})
 
 
 def test_an_object_store_is_no_workdir():
     with pytest.raises(ValueError, match=r'workdir=gs://bucket/run must be a folder: .* Mount shared storage \(launch/README.md\)'):
-        workdirs.claim('gs://bucket/run', {})
+        workdirs.hold('gs://bucket/run', {})
 
 
 def test_a_workdir_of_another_config_is_refused_and_a_runtime_knob_is_not(whole):
     other = storage.read_json(str(whole / 'config.json'))
-    workdirs.claim(str(whole), other | {'log_every_steps': 7, 'max_corrupt': 3}).close()
+    workdirs.hold(str(whole), other | {'log_every_steps': 7, 'max_corrupt': 3}).close()
     with pytest.raises(ValueError, match=r'holds a run with another config: seed=0 there, 1 here\. Choose another --workdir or remove'):
-        workdirs.claim(str(whole), other | {'seed': 1})
-    workdirs.claim(str(whole), other).close()
+        workdirs.hold(str(whole), other | {'seed': 1})
+    workdirs.hold(str(whole), other).close()
 
 
 def test_a_workdir_that_vanishes_while_training(tmp_path, monkeypatch):
@@ -275,7 +260,7 @@ def test_nan_stops_with_the_step_and_the_last_good_checkpoint(tmp_path, poison):
     with pytest.raises(NotFinite, match=message):
         train(tmp_path)
     assert signal.getsignal(signal.SIGTERM) == before
-    workdirs.claim(str(tmp_path), storage.read_json(str(tmp_path / 'config.json'))).close()  # it is free again
+    workdirs.hold(str(tmp_path), storage.read_json(str(tmp_path / 'config.json'))).close()  # it is free again
 
 
 def test_nan_rolls_back_past_the_bad_batch(tmp_path, poison):

@@ -375,8 +375,8 @@ def test_a_worker_with_another_space_or_a_damaged_journal_leaves_the_study_as_it
 
 WORKER = """
 import sys, time
-from efficientnet_jax import hosts
-from efficientnet_jax.search import run
+from efficientnet_jax.runs import hosts
+from efficientnet_jax.search import search as run
 from tests.search import test_search
 
 config = test_search.chaotic(sys.argv[2])

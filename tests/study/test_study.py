@@ -152,8 +152,8 @@ def test_latency_goes_on_where_it_was(tmp_path, monkeypatch):
 WORKER = """
 import sys, time
 from configs import study as configs
-from efficientnet_jax import trials
-from efficientnet_jax.study import run, trained
+from efficientnet_jax.queue import trials
+from efficientnet_jax.study import study as run, trained
 
 config = configs.get_config('grid')
 config.study.lease_seconds = 2.0
