@@ -63,7 +63,7 @@ FAULTS = (
     Fault('dtype not passed on', 'evaluation/network.py', 'DTYPES[config.dtype]', 'jnp.float32', (WIRING,)),
     Fault('evaluation with batch statistics', 'evaluation/inference.py', "    logits = module.apply(variables, pixels(preprocess, batch), train=False)\n    return metric", "    logits, _ = module.apply(variables, pixels(preprocess, batch), train=True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)})\n    return metric", (WIRING,)),
     Fault('evaluation counts the padding', 'evaluation/inference.py', "return metric_sums(logits, batch['label'], batch['mask'])\n", "return metric_sums(logits, batch['label'])\n", (WIRING,)),
-    Fault('evaluation scores the raw weights twice', 'training/setup.py', 'state.variables(ema=True), meshes', 'state.variables(), meshes', ('training/test_train.py', 'evaluation/test_evaluate.py', FAULTS_TEST)),
+    Fault('evaluation scores the raw weights twice', 'training/setup.py', 'state.variables(ema=True), meshes', 'state.variables(), meshes', (WIRING,)),
     Fault('last batch of an evaluation dropped', 'data/pipeline.py', 'steps, size = -(-n // batch_size)', 'steps, size = n // batch_size', (PIPELINE,)),
     Fault('best checkpoint by the raw weights', 'evaluation/score.py', "scores.get('eval_ema') or scores['eval']", "scores['eval']", (WIRING,)),
     Fault('score not passed to the checkpoint', 'training/loop.py', 'None if scores is None else best_top1(scores)', 'None', (WIRING,)),

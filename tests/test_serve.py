@@ -19,6 +19,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from benchmarks.fuzzing import harness
 from efficientnet_jax import architectures, models
 from efficientnet_jax.data.preprocess import LITE, Preprocess
 from efficientnet_jax.export.export import Served, write_stablehlo
@@ -332,3 +333,12 @@ def test_a_thousand_wrong_requests_at_once(server):
     assert sum(statuses.values()) == 1000 and set(statuses) <= {413, 415}, statuses
     assert request(server, 'POST', '/predict', encoded())[0] == 200
     assert len(os.listdir('/proc/self/task')) < 100
+
+
+@pytest.mark.slow
+def test_damaged_requests_are_refused(tmp_path):
+    """A short run of benchmarks/fuzz.py; its record is benchmarks/records/fuzz_journals_requests.md."""
+    cases = list(harness.cases('requests', str(tmp_path), seed=17, first=0, count=200))
+    assert len(cases) == 200 and not [case for case in cases if case.outcome not in harness.GOOD]
+    assert {'damaged image', 'GET', 'POST', 'POST chunked', 'POST form', 'other methods', 'two at once'} <= {case.group for case in cases}
+    assert {case.outcome for case in cases} == set(harness.GOOD)

@@ -15,7 +15,7 @@ from efficientnet_jax.errors import UserError
 FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'WEBP', 'TIFF', 'AVIF')  # of Pillow; of animations and pages the first, no other is decoded
 SUFFIXES = ('.apng', '.avif', '.bmp', '.gif', '.jfif', '.jpe', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 MAX_PIXELS = 89_478_485  # Pillow's own (Image.MAX_IMAGE_PIXELS), above which it warns; configs/default.py, max_pixels
-BYTES_PER_PIXEL = 20  # memory that decoding and resizing one image takes at most (tests/data/test_limits.py)
+BYTES_PER_PIXEL = 20  # memory that decoding and resizing one image takes at most (tests/data/test_formats.py)
 MAX_SCANS = 100  # of a JPEG. Encoders write 10 (libjpeg's progressive script); each costs a pass over all pixels, whatever is in it
 MAX_RLE_BYTES = 1 << 20  # of a BMP with run lengths, which Pillow decodes in Python, a microsecond a run
 PLAIN_PIXELS = 1 << 24  # a larger image is resized without a float32 copy: slower, in a fifth of the memory

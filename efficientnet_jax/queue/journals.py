@@ -88,7 +88,7 @@ def check_is_journal(path: str) -> None:
 def damaged(path: str, error: Exception) -> str:
     """The message for a journal that Optuna cannot read."""
     said = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
-    return f'storage=journal:{path} is damaged{_where(path)} ({said}). It was left as it is: put back a copy, or choose another path.'
+    return f'storage=journal:{path} is damaged{_where(path)} ({said}). Nothing was taken from it: put back a copy, or choose another path.'
 
 
 def _record(line: bytes):

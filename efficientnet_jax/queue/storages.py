@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import random
-import re
 import time
-import urllib.parse
 
 from efficientnet_jax.errors import StorageError, UserError
 from efficientnet_jax.queue import journals
+from efficientnet_jax.runs import secrets
 
 # What the tables of an empty database give while another worker makes them: in a moment they are there.
 MAKING_TABLES = ('already exists', 'duplicate key', 'UNIQUE constraint', 'Duplicate entry', 'no such table', 'UndefinedTable')
-
-
-def public(storage: str) -> str:
-    """The storage for messages: without its password, which may hold any character, and without the values of options."""
-    return re.sub(r'([?&][^=&@]*)=[^&]*', r'\1=***', re.sub(r'(://[^:/@]*):.*@', r'\1:***@', storage))
-
-
-def without_secrets(storage: str, text: str) -> str:
-    """A driver's text without the parts of the storage that `public` hides, as they stand and decoded."""
-    hidden = [part for found in re.findall(r'://[^:/@]*:(.*)@|[?&][^=&]*=([^&]*)', storage) for part in found if len(part) > 2]
-    for part in sorted({*hidden, *map(urllib.parse.unquote, hidden)}, key=len, reverse=True):
-        text = text.replace(part, '***')
-    return text
 
 
 def open_storage(storage: str):
@@ -33,7 +19,11 @@ def open_storage(storage: str):
     if kind == 'journal' and path and '://' not in storage:
         return journals.open_journal(path)
     if kind not in ('sqlite', 'postgresql', 'postgresql+psycopg2', 'postgresql+psycopg', 'mysql', 'mysql+pymysql') or '://' not in storage:
-        raise UserError(f'storage={public(storage)!r} must be journal:PATH, sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE.')
+        raise UserError(
+            f'storage={secrets.public(storage)!r} must be journal:PATH, sqlite:///PATH or postgresql://USER:PASSWORD@HOST/DATABASE.'
+        )
+    if secrets.is_hidden(storage):
+        raise UserError(f'storage={storage!r} lacks its password, which files of a workdir do not hold; give the option again, with it.')
     return _open_database(storage, kind)
 
 
@@ -48,16 +38,16 @@ def _open_database(storage: str, kind: str):
             return optuna.storages.RDBStorage(storage, engine_kwargs=arguments)
         except ImportError as error:
             raise UserError(
-                f'storage={public(storage)!r} needs a driver: pip install "psycopg[binary]" for PostgreSQL ({without_secrets(storage, str(error))}).'
+                f'storage={secrets.public(storage)!r} needs a driver: pip install "psycopg[binary]" for PostgreSQL ({secrets.without(storage, str(error))}).'
             ) from error
         except Exception as error:  # SQLAlchemy's own, wrapped or not
             chain = f'{error} {error.__cause__}'
             if not any(sign in chain for sign in MAKING_TABLES):
-                reason = without_secrets(storage, str(error.__cause__ or error).splitlines()[0])
+                reason = secrets.without(storage, str(error.__cause__ or error).splitlines()[0])
                 raise StorageError(
-                    f'storage={public(storage)} cannot be reached ({reason}); is the address right and the server up?'
+                    f'storage={secrets.public(storage)} cannot be reached ({reason}); is the address right and the server up?'
                 ) from error
             time.sleep(random.uniform(0.1, 0.5))
     raise StorageError(
-        f'storage={public(storage)} has tables that cannot be read or made ({without_secrets(storage, chain.splitlines()[0])}); take another database.'
+        f'storage={secrets.public(storage)} has tables that cannot be read or made ({secrets.without(storage, chain.splitlines()[0])}); take another database.'
     )

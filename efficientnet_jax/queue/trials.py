@@ -35,6 +35,7 @@ from typing import Any
 from efficientnet_jax.errors import UserError
 from efficientnet_jax.queue import journals, storages
 from efficientnet_jax.queue.leases import Claim
+from efficientnet_jax.runs import secrets
 
 # Trials of one point that may be lost with their worker before the point is given up: it may be what kills them.
 MAX_ATTEMPTS = 5
@@ -74,11 +75,11 @@ def open_study(storage: str, name: str, settings: Mapping[str, Any], *, directio
                     if there.get(k) != settings.get(k)
                 ]
                 raise UserError(
-                    f'study {name!r} in {storages.public(storage)} has other settings: {"; ".join(differ)}. Choose another name, storage or workdir.'
+                    f'study {name!r} in {secrets.public(storage)} has other settings: {"; ".join(differ)}. Choose another name, storage or workdir.'
                 ) from None
         if [direction.name.lower() for direction in study.directions] != list(directions):
             raise UserError(
-                f'study {name!r} in {storages.public(storage)} has directions {study.directions}, not {directions}; choose another name.'
+                f'study {name!r} in {secrets.public(storage)} has directions {study.directions}, not {directions}; choose another name.'
             )
     lock = storage.removeprefix('sqlite:///') + '.claim' if storage.startswith('sqlite:') else None
     queue = Queue(study, opened, lease_seconds, lock)

@@ -11,7 +11,7 @@ from typing import Any
 
 from efficientnet_jax.reporting import markup
 from efficientnet_jax.reporting.progress import clock
-from efficientnet_jax.runs import metrics, recipe, record, storage
+from efficientnet_jax.runs import metrics, recipe, record, secrets, storage
 
 # Pictures by their place in the workdir, in the order of the page: heading and what there is to see.
 PICTURES = {
@@ -28,7 +28,6 @@ PICTURES = {
     'augmented.png': ('First batch', 'As the network sees it, after augmentation.'),
     'plan.png': ('Plan', 'Estimated cycles of the train step by stage, ahead of time; nothing was run.'),
 }
-FOLDERS = {'study': 'Scaling study', 'search': 'Architecture search'}  # whose pictures and tables are shown
 EVALUATIONS = 20  # newest
 
 
@@ -122,10 +121,9 @@ def configs_of(found: record.Record) -> dict[str, dict[str, Any]]:
 
 def options(config: dict[str, Any]) -> str:
     """A line for each option."""
-    hide = record.without_passwords
     return markup.table(
         [
-            {'option': name, 'value': hide(value) if isinstance(value, str) else markup.short(value)}
+            {'option': name, 'value': secrets.public(value) if isinstance(value, str) else markup.short(value)}
             for name, value in recipe.flatten(config).items()
         ]
     )

@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from efficientnet_jax.errors import StorageError, UserError
-from efficientnet_jax.runs import recipe, record_kinds, storage, terminal
+from efficientnet_jax.runs import recipe, record_kinds, secrets, storage, terminal
 
 FILE = 'run.json'
 VERSION = 1
@@ -77,7 +76,7 @@ def config_of(workdir: str) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def changing(workdir: str) -> Iterator[Record]:
-    """Gives the record to change, alone among processes, and writes it, unless an exception leaves the context."""
+    """Gives the record to change, alone among processes, and writes it without passwords, unless an exception leaves the context."""
     with storage.exclusive(os.path.join(workdir, '.record.lock')):
         path = os.path.join(workdir, FILE)
         found, problems = find(workdir)
@@ -86,7 +85,9 @@ def changing(workdir: str) -> Iterator[Record]:
         if problems and os.path.exists(path):
             os.replace(path, f'{path}.damaged')
         yield found
-        storage.write_json(path, found)
+        configs = {mode: secrets.public_config(config) for mode, config in found['configs'].items()}
+        own = found['config'] and secrets.public_config(found['config'])
+        storage.write_json(path, found | {'config': own, 'configs': configs})
 
 
 def leave(workdir: str, result: dict[str, Any], config: dict[str, Any], show: Callable[[Record], None]) -> None:
@@ -133,13 +134,7 @@ def command() -> str:
     start = ['python', program] if program.endswith('.py') else [program]
     if os.path.basename(program) == '__main__.py':
         start = ['python', '-m', os.path.basename(os.path.dirname(program))]
-    return without_passwords(shlex.join([*start, *words]))
-
-
-def without_passwords(text: str) -> str:
-    """postgresql://me:***@host/db?password=*** instead of what stands there."""
-    text = re.sub(r'(://[^:/@\s]*):\S*@', r'\1:***@', text)
-    return re.sub(r'([?&;]password=)[^&;\s\'"]*', r'\1***', text)
+    return shlex.join(map(secrets.public, [*start, *words]))
 
 
 def _good_parts(path: str, found: Any) -> Record:

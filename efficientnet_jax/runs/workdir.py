@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TextIO
 import jax
 
 from efficientnet_jax.errors import StorageError, UserError
-from efficientnet_jax.runs import hosts, recipe, record, storage, terminal
+from efficientnet_jax.runs import hosts, recipe, record, secrets, storage, terminal
 
 SHOWN = 5  # names of classes in a message
 
@@ -142,7 +142,7 @@ def _enter(workdir: str, config: dict[str, Any], data: TrainingData | None) -> l
             found['results'].pop('train', None)  # result.json alone does not say that a run has finished
         found['config'] = config
         found['train_examples'] = found['train_examples'] if data is None else data.examples
-        storage.write_json(os.path.join(workdir, 'config.json'), config)
+        storage.write_json(os.path.join(workdir, 'config.json'), secrets.public_config(config))
     return found['starts']
 
 

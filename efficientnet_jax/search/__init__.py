@@ -1,1 +1,1 @@
-"""Architecture search: space, objective, strategies, evaluation by the normal trainer, many workers. `--mode=search` runs run.py."""
+"""Architecture search: space, objective, strategies, evaluation by the normal trainer, many workers. `--mode=search` runs search.py."""

@@ -97,11 +97,11 @@ def points_of(config, cost: costs.Costs) -> tuple[list[Point], dict[str, Any], l
         )
         return points, facts, [note]
     if kind == 'plan':
-        return plan(config, cost)
+        return scaled_to_budget(config, cost)
     return tables.points(kind, config.resolution), {}, []
 
 
-def plan(config, cost: costs.Costs) -> tuple[list[Point], dict[str, Any], list[str]]:
+def scaled_to_budget(config, cost: costs.Costs) -> tuple[list[Point], dict[str, Any], list[str]]:
     """Each method at each target, and the base. A method that cannot reach a target, or misses it by 5 %, is named in a note; if none reaches any, ValueError."""
     knobs, base = config.study, architecture_of(config)
     measure, targets = 'macs', tuple(factor * cost.measure('macs')(base) for factor in PLAN_FACTORS)

@@ -19,7 +19,7 @@ from efficientnet_jax.data import sources
 from efficientnet_jax.errors import NotThere
 from efficientnet_jax.evaluation.network import as_dict
 from efficientnet_jax.reporting import page, pictures
-from efficientnet_jax.runs import recipe, record, storage
+from efficientnet_jax.runs import recipe, record, secrets, storage
 from efficientnet_jax.tpu import aot
 from efficientnet_jax.training.setup import Training, training_of
 from efficientnet_jax.weights.init_from import start as starting
@@ -125,7 +125,7 @@ def summary(config, setup: Training, cost: aot.StepCost, batch_size: int) -> dic
         },
         'compile_seconds': cost.compile_seconds,
         'libtpu': importlib.metadata.version('libtpu'),
-        'config': as_dict(config),
+        'config': secrets.public_config(as_dict(config)),
         'config_hash': recipe.config_hash(as_dict(config)),
     }
 

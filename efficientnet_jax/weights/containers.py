@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 from typing import Any
 
 import ml_dtypes
@@ -59,6 +60,9 @@ def _npy(content: bytes, name: str, where: str) -> np.ndarray:
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(content) - file.tell():
         raise limits.damaged(where, f'{name!r} of shape {list(shape)} and dtype {dtype} has {len(content) - file.tell()} bytes')
     if dtype.kind == 'U' and name == f'{DESCRIPTION}.npy' and shape == ():
+        letters = np.frombuffer(content, np.dtype('u4').newbyteorder(dtype.byteorder), -1, file.tell())
+        if letters.max(initial=0) > sys.maxunicode:  # NumPy would make a str of it, which Python then cannot handle
+            raise limits.damaged(where, f'{name!r} holds what is no text')
         return np.frombuffer(content, dtype, 1, file.tell()).reshape(())
     limits.check_dtype(dtype, name, where)
     return np.frombuffer(content, dtype, math.prod(shape), file.tell()).reshape(shape, order='F' if fortran else 'C')

@@ -170,6 +170,30 @@ def test_bmp_of_the_usual_masks_is_read():
     assert pixels.upright(bitfields(*MASKS)).tolist() == [[[255, 0, 0], [0, 0, 255]]]
 
 
+def os2_bmp(length, bits):
+    """A 2x2 BMP of OS/2, red and blue above blue and red: version 1 has a header of 12 bytes, version 2 one of 64, or of 16 where it is cut short."""
+    palette = (b'\0\0\xff' + b'\xff\0\0').ljust(3 << bits, b'\0') if bits < 24 else b''
+    red, blue = (b'\0\0\xff', b'\xff\0\0') if bits == 24 else (b'\0', b'\1')
+    rows = [b'\x80', b'\x40'] if bits == 1 else [blue + red, red + blue]  # from below
+    body = b''.join(row + bytes(-len(row) % 4) for row in rows)
+    info = struct.pack('<IHHHH', 12, 2, 2, 1, bits) if length == 12 else struct.pack('<IIIHH', length, 2, 2, 1, bits).ljust(length, b'\0')
+    start = 14 + length + len(palette)
+    return b'BM' + struct.pack('<IHHI', start + len(body), 0, 0, start) + info + palette + body
+
+
+@pytest.mark.parametrize(('length', 'bits'), [(12, 1), (12, 8), (12, 24), (64, 24)])
+def test_bmp_of_os2_is_read(length, bits):
+    assert pixels.upright(os2_bmp(length, bits)).tolist() == [[[255, 0, 0], [0, 0, 255]], [[0, 0, 255], [255, 0, 0]]]
+    assert Preprocess(4).to_uint8(os2_bmp(length, bits), 'a.bmp').shape == (4, 4, 3)
+
+
+def test_bmp_of_os2_with_a_short_header_is_refused():
+    with pytest.raises(
+        UserError, match=r'^a\.bmp is not a readable image: .* damaged BMP file \(OSError: Unsupported BMP header type \(16\)'
+    ):
+        Preprocess(4).to_uint8(os2_bmp(16, 24), 'a.bmp')
+
+
 def test_tiles_of_a_tiff_that_are_larger_than_the_image_are_refused():
     info = ImageFileDirectory_v2()
     for tag in (65000, 65001):

@@ -1,4 +1,4 @@
-"""What predict refuses before it builds anything; what it computes is tested in weights/test_start.py."""
+"""What predict refuses before it builds anything; what it computes is tested in weights/test_init_from.py."""
 
 import pytest
 

@@ -326,3 +326,22 @@ def test_another_interpreter_makes_the_environment_anew(tmp_path):
 def test_the_image_leaves_out_what_the_repository_does():
     ignored = (ROOT / '.dockerignore').read_text().split()
     assert {'.git', '.venv', 'runs'} <= set(ignored)
+
+
+def test_the_manual_has_imagenet_written_to_be_read_by_example():
+    (command,) = [line for line in (LAUNCH / 'README.md').read_text().splitlines() if "tfds.builder('imagenet2012'" in line]
+    script = (LAUNCH / 'prepare_imagenet.sh').read_text()
+    assert "file_format='array_record'" in command and "file_format='array_record'" in script
+
+
+@pytest.mark.slow
+def test_a_local_cluster_always_shows_its_first_process(tmp_path):
+    """The log of process 0 was shown before its process had made it: nothing was seen of 3 starts in 31."""
+    python = tmp_path / 'python'
+    python.write_text('#!/usr/bin/env bash\necho "started ${@: -1}"\n')
+    python.chmod(0o755)
+    for start in range(10):
+        environment = os.environ | {'PYTHON': str(python), 'LOGS': str(tmp_path / f'logs{start}'), 'DEVICES': '1'}
+        command = [str(ROOT / 'launch' / 'local_cluster.sh'), '2', '--config=x']
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (0, 'started --process_id=0\n'), done.stderr

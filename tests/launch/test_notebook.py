@@ -55,7 +55,7 @@ def photographs(folder):
     from sklearn.datasets import load_sample_images
 
     random = np.random.default_rng(0)
-    for name, image in zip(('building', 'flower'), load_sample_images().images, strict=True):
+    for name, image in zip(('old building, China', 'flower'), load_sample_images().images, strict=True):
         (folder / name).mkdir(parents=True)
         for i in range(20):
             y, x = random.integers(0, [s - 240 for s in image.shape[:2]])

@@ -195,7 +195,7 @@ def test_a_full_disk_at_the_claim_names_the_file(tmp_path, monkeypatch, call):
 
 def test_passwords_are_not_in_commands(monkeypatch):
     monkeypatch.setattr('sys.argv', ['main.py', '--config.search.storage=postgresql://me:p@ss@host/db?user=u&password=secret', 'a b'])
-    assert record.command() == "python main.py '--config.search.storage=postgresql://me:***@host/db?user=u&password=***' 'a b'"
+    assert record.command() == "python main.py '--config.search.storage=postgresql://me:***@host/db?user=***&password=***' 'a b'"
     monkeypatch.setattr('sys.argv', ['/x/efficientnet_jax/__main__.py', '--help'])
     assert record.command() == 'python -m efficientnet_jax --help'
 

@@ -22,8 +22,9 @@ from efficientnet_jax import counting
 from efficientnet_jax.errors import NotFinite, UserError
 from efficientnet_jax.evaluation.network import architecture_of
 from efficientnet_jax.queue import trials
-from efficientnet_jax.runs import hosts, storage
+from efficientnet_jax.runs import hosts, options, storage
 from efficientnet_jax.search import finalists, holdout, proxy, rank_correlation, settings
+from efficientnet_jax.search import search as search_room
 from efficientnet_jax.search import space as spaces
 from efficientnet_jax.search.search import search
 from efficientnet_jax.search.space import Space, candidate_hash
@@ -434,13 +435,13 @@ def test_kill_9_ten_times_loses_and_repeats_nothing(strategy, tmp_path):
     assert len(killed) == 10 and killed[-1] < 80
     config = chaotic(strategy)
     queue = settings.open_queue(config, str(tmp_path), settings.setting(config, ''))
-    slots = search.slots_of(config, settings.setting(config, ''), queue)
+    slots = search_room.slots_of(config, settings.setting(config, ''), queue)
     expected = [key_of(arm, slot) for slot in range(40) for arm in sorted((strategy, 'random'))]
     assert [key_of(one['arm'], one['slot']) for one in slots.records()] == expected and slots.finished()
     complete = collections.Counter(trial.user_attrs['key'] for trial in queue.study.trials if trial.state.name == 'COMPLETE')
     assert complete == collections.Counter(expected) and queue.failures() == {}
     assert [one['hash'] for one in lines(tmp_path)] == [one['hash'] for one in slots.records()]
-    oracle = search.scorer(config, str(tmp_path), settings.setting(config, ''))
+    oracle = search_room.scorer(config, str(tmp_path), settings.setting(config, ''))
     assert all(one['accuracy'] == oracle(one['candidate'], '', None, 0)['accuracy'] for one in slots.records())
 
 
@@ -469,6 +470,7 @@ def two_stages(monkeypatch, data_dir):
     net = tiny.ARCHITECTURES['tiny']
     made = Space('two', net, base=net, ops=('mbconv',), expands=(1, 2), filters=(0.5, 1.0), repeats=(0, 1), skips=('identity',))
     monkeypatch.setitem(spaces.SPACES, 'two', made)
+    monkeypatch.setitem(options.OPTIONS, 'search.space', options.choice('two'))
 
     def config(kind, evaluation):
         config = small(kind, evaluation, data_dir)

@@ -105,6 +105,14 @@ def test_evaluation_takes_running_statistics_and_masks(update):
     assert sums['top1'] == np.sum(np.argmax(logits, 1)[:5] == batch['label'][:5])
 
 
+def test_evaluation_scores_the_weights_and_their_average(update):
+    setup, _, before, _, _ = update
+    weights = setup.weights_of(before)
+    assert weights.keys() == {'eval', 'eval_ema'} and weights['eval']['params'] is before.params
+    for given, average in zip(jax.tree.leaves(weights['eval_ema']), jax.tree.leaves(before.ema), strict=True):
+        np.testing.assert_array_equal(given, average)
+
+
 def test_the_network_is_told_its_options():
     options = {
         'batch_norm_group': 4, 'remat': 'blocks', 'classifier_init_scale': 0.0, 'freeze_batch_norm': True, 'init_from': 'x', 'dtype': 'bfloat16',
@@ -146,13 +154,16 @@ def test_the_stream_is_the_configs(data_dir):
             np.testing.assert_array_equal(batch['image'], expected['image'])
             np.testing.assert_array_equal(batch['label'], expected['label'])
         stream.start(0)
-        first = np.asarray(stream.next()['image'])
+        batch = stream.next()
+        first, labels = np.asarray(batch['image']), np.asarray(batch['label'])
     for changed in ({'seed': 6}, {'interpolation': 'bicubic'}):
         other = config(data_dir=data_dir, **({'interpolation': 'bilinear'} | changed))
         other.augment.update(crop='pad', pad=2, flip=0.5)
         with contextlib.closing(Stream(other, ONE(other, CLASSES, len(source)), source)) as stream:
             stream.start(0)
-            assert (np.asarray(stream.next()['image']) != first).any(), changed
+            batch = stream.next()
+            assert (np.asarray(batch['image']) != first).any(), changed
+            assert ('seed' in changed) == (np.asarray(batch['label']) != labels).any()  # the order follows the seed alone
 
 
 def test_a_run_keeps_the_best_of_four_evaluations(tmp_path, data_dir):

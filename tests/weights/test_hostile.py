@@ -16,7 +16,7 @@ import pytest
 from efficientnet_jax import weights
 from efficientnet_jax.architectures import Architecture, Stage
 from efficientnet_jax.errors import StorageError, UserError
-from efficientnet_jax.weights import files, layouts, limits, names
+from efficientnet_jax.weights import containers, files, layouts, limits, names
 
 TINY = Architecture('efficientnet_tiny', (Stage(1, 3, 1, 1, 8),), stem=8, head=8)  # a name for which Keras has names too
 SECRET = 'A key that must not be read.\n' * 2000
@@ -212,6 +212,20 @@ def test_damaged_npz(tmp_path, content):
         archive.writestr('a.npy', content)
     with pytest.raises(UserError, match=rf'^{re.escape(path)} is cut off or damaged: .+ Fetch it again\.$'):
         files.read(path)
+
+
+@pytest.mark.parametrize('order', ['<', '>'])
+def test_a_description_of_letters_that_are_none(tmp_path, order):
+    """NumPy makes a str of code points beyond Unicode's, over which Python stumbles later (SystemError)."""
+    path = str(tmp_path / 'a.npz')
+    for point in (0x110000, 0xFFFFFFFF):
+        letters = np.array([ord('"'), point, ord('"')], f'{order}u4').tobytes()
+        with zipfile.ZipFile(path, 'w') as archive:
+            archive.writestr(f'{containers.DESCRIPTION}.npy', npy((), f'{order}U3', letters))
+        with pytest.raises(
+            UserError, match=rf"^{re.escape(path)} is cut off or damaged: '{containers.DESCRIPTION}.npy' holds what is no text"
+        ):
+            files.read(path)
 
 
 @pytest.mark.parametrize('dtype', ['<U9', '<c8', '<M8[s]', 'V4'])

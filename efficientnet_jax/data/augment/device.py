@@ -1,7 +1,7 @@
 """Augmentation on the accelerator, as part of the jitted train step.
 
-`apply_ops` has the operations of data/augment_host.py, value for value. `mix` and `erase` work on normalised images. What is applied was
-drawn on the host (data/policies.py), per example, so that the result is the same on any number of devices.
+`apply_ops` has the operations of data/augment/host.py, value for value. `mix` and `erase` work on normalised images. What is applied was
+drawn on the host (data/augment/policies.py), per example, so that the result is the same on any number of devices.
 """
 
 import functools
