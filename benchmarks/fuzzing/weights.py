@@ -38,7 +38,8 @@ def make(folder: str, canary: str, rng: random.Random) -> tuple[str, str]:
     if isinstance(files, dict):
         files = {name: bytes(data) for name, data in files.items()}
         name = rng.choice(sorted(files))
-        files[name] = _mutated(files[name], rng)
+        mutate = _changed_entries if name.endswith('.index') and rng.random() < 0.7 else _mutated
+        files[name] = mutate(files[name], rng)
         if rng.random() < 0.2:
             files['checkpoint'] = f'model_checkpoint_path: "{rng.choice((canary, "../canary", "/etc/passwd"))}"\n'.encode()
         return seed.split()[0], _written(folder, seed, files)
@@ -95,6 +96,20 @@ def _zipped_again(data: bytes, rng: random.Random) -> bytes:
                 content = content + bytes(300 << 20) if bomb else _mutated(content, rng)
             new.writestr(name, content, compresslevel=1)
     return out.getvalue()
+
+
+def _changed_entries(index: bytes, rng: random.Random) -> bytes:
+    """The index of a TensorFlow checkpoint with bytes changed among its entries and the checksum of their block right again."""
+    from efficientnet_jax.weights import bundles
+
+    at = bundles.handle(index[-bundles.FOOTER_BYTES :], 0)[2]
+    offset, size, _ = bundles.handle(index[-bundles.FOOTER_BYTES :], at)  # of the directory, whose one entry is the one block of entries
+    end = bundles.handle(bundles.block(index, offset, size)[0][1], 0)[1]
+    entries = bytearray(index[:end])
+    for _ in range(rng.choice((1, 1, 2, 6))):
+        entries[rng.randrange(end)] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
+    entries.append(0)  # not compressed
+    return bytes(entries) + bundles.masked_crc32c(bytes(entries)).to_bytes(4, 'little') + index[end + 5 :]
 
 
 def _reaching(data: bytes, canary: str, rng: random.Random) -> bytes:

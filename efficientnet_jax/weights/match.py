@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -101,13 +102,21 @@ def suggestion(file: File, architecture: Architecture) -> str:
     seen = {key: value.shape for key, value in file.arrays.items() if not _ignored(key)}
     for name in architectures.names():
         other = architectures.get(name)
-        for naming in names.known(other):
+        for naming in names.NAMINGS:
+            if not seen or _count(other, naming) != len(seen):
+                continue
             wanted = names.arrays(other, naming, classes(file.arrays, other, naming) or 1000)
             layout = names.NAMINGS[naming].layout
             shapes = {a.theirs: layouts.to_theirs(np.broadcast_to(np.float32(0), a.shape), a.kind, layout).shape for a in wanted}
             if shapes == seen and name != architecture.name:
                 fitting.append(name)
     return f' These arrays are those of {" or ".join(sorted(set(fitting)))}.' if fitting else ''
+
+
+@functools.cache
+def _count(architecture: Architecture, naming: str) -> int:
+    """Arrays of an architecture in another code base; 0 where that has none. Most architectures differ in it."""
+    return len(names.arrays(architecture, naming)) if naming in names.known(architecture) else 0
 
 
 def classes(arrays, architecture: Architecture, naming: str) -> int | None:

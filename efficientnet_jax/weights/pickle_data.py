@@ -8,7 +8,7 @@ and a name stays a Name. Work and memory are bounded by the number of instructio
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any, BinaryIO, NamedTuple
 
 from efficientnet_jax.weights.limits import Refused
@@ -20,7 +20,8 @@ LITERALS = {
 }  # fmt: skip
 CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
 EMPTY: dict[str, type] = {'EMPTY_LIST': list, 'EMPTY_DICT': dict, 'EMPTY_TUPLE': tuple}
-KEYS = (str, int, float, bytes, type(None))  # of dicts; the hash of a deep tuple would run out of stack
+KEYS = (str, int, bytes, type(None))  # of dicts; the hash of a deep tuple would run out of stack
+MAX_KEY = 1 << 32  # of numbers; optimisers count their parameters
 
 
 class Name(NamedTuple):
@@ -38,9 +39,8 @@ def load(file: BinaryIO, where: str, call: Callable[[Name, tuple], Any], persist
     need, and for too many; other exceptions, of any kind, for a damaged pickle.
     """
     machine = _Machine(where, call, persistent, known)
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if count >= MAX_INSTRUCTIONS:
-            raise Refused(f'{where} has a pickle of more than {MAX_INSTRUCTIONS:,} instructions; weights need fewer.')
+    for opcode, argument, _ in pickletools.genops(file):
+        machine.spend(1)
         machine.follow(opcode.name, argument)
     return machine.stack[-1]
 
@@ -53,6 +53,13 @@ class _Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.spent = 0
+
+    def spend(self, steps: int) -> None:
+        """Raises Refused beyond MAX_INSTRUCTIONS: a call may go through what it is given, and can be given the same again and again."""
+        self.spent += steps
+        if self.spent > MAX_INSTRUCTIONS:
+            raise Refused(f'{self.where} has a pickle of more than {MAX_INSTRUCTIONS:,} instructions; weights need fewer.')
 
     def follow(self, name: str, argument: Any) -> None:
         """One instruction."""
@@ -137,6 +144,7 @@ class _Machine:
         arguments, name = self.stack.pop(), self.stack.pop()
         if type(name) is not Name or type(arguments) is not tuple:
             raise ValueError('a call of something that is no name')
+        self.spend(len(arguments) + sum(len(item) for item in arguments if isinstance(item, Sized)))
         self.stack.append(self.call(name, arguments))
 
     _newobj = _reduce
@@ -152,7 +160,7 @@ class _Machine:
 
 
 def checked_key(key: Any) -> Any:
-    """A key of a dict. Raises ValueError for what has no cheap hash."""
-    if not isinstance(key, KEYS):
+    """A key of a dict. Raises ValueError for what has no cheap hash, and for large numbers, which can be chosen to have one hash."""
+    if not isinstance(key, KEYS) or (isinstance(key, int) and abs(key) >= MAX_KEY):
         raise ValueError(f'a {type(key).__name__} as a key')
     return key

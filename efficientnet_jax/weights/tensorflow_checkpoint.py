@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import codecs
-import math
 import os
 import re
 
 import numpy as np
 
 from efficientnet_jax.errors import UserError
-from efficientnet_jax.weights import limits
+from efficientnet_jax.weights import bundles, limits
 
 SLOTS = ('/RMSProp', '/RMSProp_1', '/Momentum', '/Adam', '/Adam_1')
 AVERAGE = '/ExponentialMovingAverage'
@@ -55,19 +54,13 @@ def arrays(prefix: str, present: int) -> dict[str, np.ndarray]:
 
     present: bytes of the checkpoint's files. Raises Refused, UserError; exceptions of any kind for a damaged checkpoint.
     """
-    import tensorflow as tf
-
-    reader = tf.train.load_checkpoint(prefix)
-    shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
-    limits.check_count(len(shapes), 'variables', prefix)
-    names = [name for name in shapes if '/' in name and not name.endswith(SLOTS)]
+    bundle = bundles.Bundle(prefix)
+    names = [name for name in bundle.entries if '/' in name and not name.endswith(SLOTS)]
     averaged = {name.removesuffix(AVERAGE) for name in names if name.endswith(AVERAGE)}
     chosen = {name: name + AVERAGE if name in averaged else name for name in names if not name.endswith(AVERAGE)}
-    for name in chosen.values():
-        limits.check_dtype(np.dtype(dtypes[name].as_numpy_dtype), name, prefix)
-    limits.check_bytes(sum(math.prod(shapes[name]) * dtypes[name].size for name in chosen.values()), present, prefix)
+    limits.check_bytes(sum(bundle.entries[name].size for name in chosen.values()), present, prefix)
     found = {}
     for name, source in chosen.items():
         short = name.split('/', 1)[1].replace('tpu_batch_normalization', 'batch_normalization').replace('mnas_', '')
-        found[short.replace('depthwise_kernel', 'kernel')] = reader.get_tensor(source)
+        found[short.replace('depthwise_kernel', 'kernel')] = bundle.tensor(source)
     return found
